@@ -507,6 +507,28 @@ typedef enum pyr_prune { PYR_PRUNE_CACHE = 1, PYR_PRUNE_HIDDEN = 2, PYR_PRUNE_BO
 typedef enum pyr_rotate { PYR_ROTATE_KEEP = 0, PYR_ROTATE_COMPACT } pyr_rotate;
 #define PYR_KEEP_HEADS 128
 
+/* What a page of rows is ranked by where steps read less than is held. A page keeps a digest of its
+ * keys k, from which a query q is told (s, before cap and slope, is times the scale):
+ * PYR_DIGEST_BOUND, the least and the highest of each channel: s = sum over channels of
+ * max(q least, q highest), which no key of the page passes (Quest, arXiv 2406.10774);
+ * PYR_DIGEST_BALL, their mean c and the distance r of the farthest: s = q.c + |q| r, a bound too
+ * (ArkVale, NeurIPS 2024); PYR_DIGEST_MEAN, the mean alone: s = q.c (InfLLM's mean of a block,
+ * arXiv 2402.04617). */
+typedef enum pyr_digest {
+  PYR_DIGEST_NONE = 0, PYR_DIGEST_BOUND, PYR_DIGEST_BALL, PYR_DIGEST_MEAN, PYR_DIGESTS
+} pyr_digest;
+
+/* What a step reads of each lane of a layer: the pages of its first and last rows, and the others
+ * that the step's query ranks highest, for each lane by the highest of its query heads, ties to the
+ * lower page; so many whole pages of 32 as hold `rows` rows. Nothing is evicted. Where a lane holds
+ * no more than that, all of it. Under a sliding window only pages that show a row of it. */
+typedef struct pyr_read {
+  int64_t rows;         /* 0: all are read */
+  int64_t first, last;  /* pages that hold one of so many rows at either end are always read, even
+                           if they are more than `rows`; the newest page always is */
+  pyr_digest by;
+} pyr_read;
+
 typedef struct pyr_plan {  /* each lane is cut by its own rows; one that holds no more than it
                               may keep is left whole */
   int64_t keep;         /* rows of a lane that survive, guards included; 1..rows; rows: nothing is
@@ -539,6 +561,11 @@ typedef struct pyr_plan {  /* each lane is cut by its own rows; one that holds n
                            (PYR_S_TOTAL, PYR_S_NORMALIZE) are of the layer, all else of a lane. It
                            and `score` have PYR_SCORE_MAX operations. Layers are cut again, as with
                            PYR_SHARE_MODEL (CAKE, arXiv 2503.12491; LAVa, 2509.09754) */
+  pyr_read read;        /* what steps read from then on, until another plan says so (rows > 0).
+                           Refused beside a trigger that tracks attention, which steps then give to
+                           few rows, and where the device cannot. Without a `trigger` a policy's
+                           `decode` is asked once a prompt, for this alone. In pyr_cache_evict it is
+                           not looked at */
 } pyr_plan;
 
 typedef struct pyr_trigger {  /* when decode plans run, and what is tracked until then */
@@ -746,6 +773,9 @@ pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head,
 size_t pyr_cache_bytes(const pyr_cache *cache);
 /* rows held / (lanes * tokens); 1 for an empty cache */
 double pyr_cache_fraction(const pyr_cache *cache);
+/* Of the rows held, the share that the next step reads, at most (pyr_read); 1: all of them, or none
+ * are held */
+double pyr_cache_reading(const pyr_cache *cache);
 /* token-layers computed so far; full: tokens * layers */
 int64_t pyr_cache_computed(const pyr_cache *cache);
 /* rows dropped or never stored, over all lanes */

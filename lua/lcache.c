@@ -14,7 +14,7 @@
  *   core.embed(model, ids) -> packed f32, a row of the model's width for each id
  *   cache:verify(ids) -> { logits, … }             cache:verifiable() -> how many ids at most
  *   cache:step(id) -> logits   :rows(layer, head) :positions(layer, head) -> { position, … }
- *                              :bytes() :fraction()
+ *                              :bytes() :fraction() :reading()
  *   cache:evaluate(program, layer, head) -> a vector of one number a token seen; layer, head 0: the
  *   mean over all
  *   cache:cut(bound policy or nothing) -> true   :truncate(n) -> true
@@ -588,6 +588,11 @@ static int cache_verifiable(lua_State *L) {
   return 1;
 }
 
+static int cache_reading(lua_State *L) {
+  lua_pushnumber(L, pyr_cache_reading(check_cache(L, 1)));
+  return 1;
+}
+
 static int cache_tokens(lua_State *L) {
   lua_pushinteger(L, pyr_cache_tokens(check_cache(L, 1)));
   return 1;
@@ -635,7 +640,8 @@ void pyr_lua_open_cache(lua_State *L) {
         { "verifiable", cache_verifiable }, { "rows", cache_rows },
         { "positions", cache_positions },
     { "evaluate", cache_evaluate },
-    { "bytes", cache_bytes }, { "fraction", cache_fraction }, { "tokens", cache_tokens },
+    { "bytes", cache_bytes }, { "fraction", cache_fraction },
+    { "reading", cache_reading }, { "tokens", cache_tokens },
         { "computed", cache_computed },
     { "evicted", cache_evicted }, { "fork", cache_fork }, { "clear", cache_clear },
         { "cut", cache_cut }, { "see", cache_see }, { "tell", cache_tell },

@@ -8,12 +8,13 @@
  *   prepare(shape…) -> program, block, first, lead, among, sinks or nothing: no preparing pass;
  *   first and lead are strings of packed i4
  *   prefill(shape…) -> keep, first, last, share, prune, program, least, mass, threshold, rotate,
- *   above, weight (a program) or nothing: keep all
+ *   above, weight (a program), read or nothing: keep all
  *   trigger(shape…) -> every, over, window, once, program or nothing: never fires
  *   decode(shape…)  -> as prefill
  *
  * keep is a number, or a string of one packed i4 for each head; threshold is nil where losers are
- * not merged, above where scores are not bounded, weight where layers do not divide a budget.
+ * not merged, above where scores are not bounded, weight where layers do not divide a budget, read
+ * where steps go on reading what they do; else it is a string of four packed i8: a pyr_read.
  * shape… is layer, layers, prompt, past, rows, waiting, tokens, heads, kv_heads, head_dim (layer
  * from 1). A program is packed operations, "<BBBxi4f" each.
  *
@@ -81,6 +82,16 @@ static void read_keep(lua_State *L, int at, pyr_plan *plan) {
   plan->keep_count = (int32_t)(bytes / sizeof *plan->keep_of);
 }
 
+static void read_read(lua_State *L, int at, pyr_read *read) {
+  int64_t numbers[4];
+  size_t bytes;
+  if (lua_isnoneornil(L, at)) return;
+  const char *packed = luaL_checklstring(L, at, &bytes);
+  if (bytes != sizeof numbers) luaL_error(L, "read is not packed");
+  memcpy(numbers, packed, bytes);
+  *read = (pyr_read){ numbers[0], numbers[1], numbers[2], (pyr_digest)numbers[3] };
+}
+
 static void read_plan(lua_State *L, int at, pyr_plan *plan) {
   read_keep(L, at, plan);
   plan->first = luaL_checkinteger(L, at + 1);
@@ -96,6 +107,7 @@ static void read_plan(lua_State *L, int at, pyr_plan *plan) {
   plan->bounded = !lua_isnil(L, at + 10);
   plan->above = (float)luaL_optnumber(L, at + 10, 0);
   plan->weight.length = pyr_lua_read_program(L, at + 11, plan->weight.ops, PYR_SCORE_MAX);
+  read_read(L, at + 12, &plan->read);
 }
 
 static void read_trigger(lua_State *L, int at, pyr_trigger *trigger) {
@@ -154,7 +166,7 @@ static int call_policy(lua_State *L) {
   const lua_Integer numbers[] = { s->layer + 1, s->layers, s->prompt, s->past, s->rows, s->waiting,
                                   s->tokens, s->heads, s->kv_heads, s->head_dim };
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) lua_pushinteger(L, numbers[i]);
-  lua_call(L, sizeof numbers / sizeof *numbers, call->plan ? 12 : call->trigger ? 5 : 6);
+  lua_call(L, sizeof numbers / sizeof *numbers, call->plan ? 13 : call->trigger ? 5 : 6);
   if (lua_isnil(L, 2)) return 0;
   if (call->plan) read_plan(L, 2, call->plan);
   else if (call->trigger) read_trigger(L, 2, call->trigger);

@@ -115,6 +115,8 @@ local function show_stats(model, run, rows, label)
     { "KV cache", ("%s in %s, %s of a full cache's rows"):format(cli.bytes(stats.cache_bytes),
       args.cache_dtype, cli.percent(stats.cache_fraction)) },
     { "guesses", stats.drafted and ("%d of %d held"):format(stats.accepted, stats.drafted) },
+    { "reads", stats.cache_reading < 1
+      and ("%s of the rows held, at most, in a step"):format(cli.percent(stats.cache_reading)) },
     { "rows", pic:cut(table.concat(shown, " "), pic.width - 12) },
     { "memory", cli.bytes(peak) .. " at most, without mapped weights" },
   } do
@@ -166,7 +168,8 @@ if args.json then
   out.decode_tokens_per_second = cli.rate(stats.generated_tokens, stats.decode_seconds)
   out.cache_bytes, out.cache_fraction, out.cache_dtype = stats.cache_bytes, stats.cache_fraction,
     args.cache_dtype
-  out.pruned, out.drafted, out.accepted = stats.pruned, stats.drafted, stats.accepted
+  out.pruned, out.cache_reading = stats.pruned, stats.cache_reading
+  out.drafted, out.accepted = stats.drafted, stats.accepted
   out.prompt_fraction, out.target, out.target_missed = kept, target.of(policy),
     warning and true or nil
   out.rows, out.computed, out.evicted = rows, cache:computed(), cache:evicted()
@@ -178,7 +181,9 @@ else
   if warning then cli.warn(warning) end
   local could = policy.definition.prefill or policy.definition.decode
   -- else the text would pass for the policy's
-  if could and not run.stats.pruned and not (warning and kept == 1) then
-    io.stderr:write(("\n%s: %s dropped nothing of these tokens: the text is a full cache's\n"):format(arg[0], label))
+  local full = not run.stats.pruned and run.stats.cache_reading == 1
+  if could and full and not (warning and kept == 1) then
+    io.stderr:write(("\n%s: %s dropped nothing of these tokens: the text is a full cache's\n")
+      :format(arg[0], label))
   end
 end

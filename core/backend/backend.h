@@ -14,7 +14,7 @@
 #ifndef PYR_BACKEND_H
 #define PYR_BACKEND_H
 
-#include "backend/op_args.h"
+#include "backend/digest_args.h"
 
 #define PYR_LINEAR_ADD 1    /* the product is added to out */
 #define PYR_LINEAR_EXACT 2  /* decode steps: x is not rounded, whatever the backend may do with the
@@ -94,6 +94,15 @@ struct pyr_backend {
                       int32_t kv_heads);
   pyr_status (*attention)(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout,
                           int32_t heads, int32_t kv_heads, float scale);
+  /* Digests of full pages; and which pages queries read, which come back as views for `attention`
+   * (pyr_reading). Within the reserved heads, head_dim and rows. NULL, both: this backend reads all
+   * rows that are held. A backend that has them reads the host's page tables, and has no
+   * step_begin. */
+  pyr_status (*digest)(pyr_backend *be, const pyr_digests_of *lanes /* host [count] */, int count,
+                       pyr_layout layout, pyr_digest by);
+  pyr_status (*pick_pages)(pyr_backend *be, const pyr_reading *readings /* host [count] */,
+                           int count, pyr_layout layout, int32_t heads, int32_t kv_heads,
+                           float scale);
   /* table[begin, end) = pages[begin, end) for each list. NULL: the backend reads the host's tables.
    */
   pyr_status (*list_pages)(pyr_backend *be, const pyr_page_list *lists /* host */, int count);

@@ -23,8 +23,8 @@
 #define OPERATIONS(X) \
   X(copy) X(upload) X(download) X(embed) X(norm) X(linear) X(rope) X(activate) X(mlp) X(scale) \
   X(add) X(gate_rows) X(temper) X(route) X(experts) X(take_rows) X(take_i32) X(store) \
-  X(attention) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) X(row_norms) X(arith) X( \
-      pool) X(normalize) X(select) \
+  X(attention) X(digest) X(pick_pages) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) \
+  X(row_norms) X(arith) X(pool) X(normalize) X(select) \
   X(choose) X(finite) X(iota) X(fill) X(softmax) X(total) X(map) X(standardize) X(chunk) X( \
       mark) X(read_rows) X(key_similarity) X(redundancy) X(along) X(lag) X(output_norm) X(moments) \
   X(moments_end) X(expected) X(pick) X(list_pages)
@@ -211,6 +211,32 @@ static pyr_status profiled_attention(pyr_backend *be, const pyr_attention *a, in
         attention_bytes(a, calls, layout, heads, kv_heads));
   return status;
 }
+/* Keys of full pages, once; all digests of a reading's lanes, once for all heads of a group, and a
+ * multiply-add for each of their numbers and each head. */
+static double digest_pages(const pyr_digests_of *lanes, int count) {
+  double pages = 0;
+  for (int i = 0; i < count; i++) pages += (double)(lanes[i].end - lanes[i].begin);
+  return pages;
+}
+static double picked_numbers(const pyr_reading *r, int count, pyr_layout layout, int32_t kv_heads) {
+  double numbers = 0;
+  for (int i = 0; i < count; i++)
+    for (int h = 0; h < kv_heads; h++)
+      numbers += (double)(r[i].lanes[h].rows / PYR_PAGE_ROWS)
+          * (double)pyr_digest_width(r[i].read.by, layout.head_dim);
+  return numbers;
+}
+WRAPPER(digest, (pyr_backend *be, const pyr_digests_of *lanes, int n, pyr_layout layout,
+                 pyr_digest by), (be, lanes, n, layout, by),
+                     2.0 * digest_pages(lanes, n) * PYR_PAGE_ROWS * layout.head_dim,
+                         digest_pages(lanes, n) * PYR_PAGE_ROWS * row_of(layout))
+WRAPPER(pick_pages, (pyr_backend *be, const pyr_reading *readings, int n, pyr_layout layout,
+                     int32_t heads, int32_t kv_heads, float scale),
+                         (be, readings, n, layout, heads, kv_heads, scale),
+                             2.0 * picked_numbers(readings, n, layout, kv_heads)
+                                 * (heads / kv_heads),
+                                     4.0 * picked_numbers(readings, n, layout, kv_heads))
+
 WRAPPER(gather, (pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, int lanes,
                  pyr_layout layout, const int32_t *idx, int64_t k),
                      (be, dst, src, lanes, layout, idx, k), 0,

@@ -16,7 +16,7 @@
 #ifndef PYR_CACHE_H
 #define PYR_CACHE_H
 
-#include "cache/pages.h"
+#include "cache/digests.h"
 #include "cache/learned.h"
 #include "cache/probed.h"
 
@@ -40,6 +40,7 @@ typedef struct pyr_lane {
   int64_t rows;
   int64_t mark;            /* rows before the step or prefill that is running */
   int64_t floor;           /* pages of so many rows stay, whoever leaves (undo.h) */
+  pyr_digests digests;
 } pyr_lane;
 
 /* In numbers: a trigger that fires every 4 steps with a window of 3, each row ranked once. A
@@ -55,6 +56,7 @@ typedef struct pyr_layer_state {  /* what decode plans need to know of a layer *
                               lanes are of one length */
   int64_t turned;          /* compact: the rows that were there at the last cut; what came since
                               lies as it came */
+  pyr_read read;           /* what steps read; rows 0: all */
 } pyr_layer_state;
 
 struct pyr_cache {

@@ -12,10 +12,11 @@
  *            compacted layer, the K rows as they came
  *   note     u64 length and as many bytes: a text that the saver wanted kept with it
  *   check    u64 FNV-1a of all bytes before it
- * Version 4 knows whose it is, version 3 keeps keys as they came in compacted layers, which version
- * 2 did not: its keys would go on wearing out. Older files than version 4 are refused: nobody can
- * tell what model they came from. Nothing read is believed before it is checked: counts against the
- * file's size, positions against their order, the sum against the bytes. A file is written beside
+ * Version 5 knows what steps read (pyr_read); version 4 knows whose it is, version 3 keeps keys as
+ * they came in compacted layers, which version 2 did not: its keys would go on wearing out. Older
+ * files are refused: nobody can tell what model those before version 4 came from. Nothing read is
+ * believed before it is checked: counts against the file's size, positions against their order, the
+ * sum against the bytes. A file is written beside
  * its destination and put in its place (disk.h), so that a failed save loses nothing, and of two
  * savers one comes last. */
 #include "cache/cache.h"
@@ -35,23 +36,24 @@
  *
  *         0   header              256      magic 8, version and order 8, shape 16, hashes 32,
  *                                          counters 32, name 160
- *       256   state of layer 0    112      14 numbers of 8 bytes
- *       368   state of layer 1    112
- *       480   lane 0: 40, 0        16      rows, and whether a history follows
- *       496   positions           160      40 * 4
- *       656   page 0: K          4096      32 * 128
- *      4752   page 0: V          4096
- *      8848   page 1: K          1024      8 * 128: only rows that are there
- *      9872   page 1: V          1024
- *     10896   lane 1: 24, 0        16
- *     10912   positions            96
- *     11008   page 0: K, V       6144      2 * 24 * 128
- *     17152   length of the note    8      0
- *     17160   check                 8      FNV-1a of bytes 0 to 17159
- *     17168   end
+ *       256   state of layer 0    144      18 numbers of 8 bytes
+ *       400   state of layer 1    144
+ *       544   lane 0: 40, 0        16      rows, and whether a history follows
+ *       560   positions           160      40 * 4
+ *       720   page 0: K          4096      32 * 128
+ *      4816   page 0: V          4096
+ *      8912   page 1: K          1024      8 * 128: only rows that are there
+ *      9936   page 1: V          1024
+ *     10960   lane 1: 24, 0        16
+ *     10976   positions            96
+ *     11072   page 0: K, V       6144      2 * 24 * 128
+ *     17216   length of the note    8      0
+ *     17224   check                 8      FNV-1a of bytes 0 to 17223
+ *     17232   end
  *
- * Beside positions and rows there are 16 bytes a lane, 112 a layer and 272 a file. */
-enum { PYR_CACHE_VERSION = 4, PYR_CACHE_ORDER = 0x01020304,
+ * Beside positions and rows there are 16 bytes a lane, 144 a layer and 272 a file. Digests of pages
+ * are not among them: they are made of the keys again. */
+enum { PYR_CACHE_VERSION = 5, PYR_CACHE_ORDER = 0x01020304,
        NOTE_MOST = 64 << 20 /* bytes: any conversation's messages */ };
 static const char cache_magic[8] = { 'P', 'Y', 'R', 'C', 'A', 'C', 'H', 'E' };
 
@@ -135,11 +137,19 @@ static uint64_t switches_hash(const pyr_model *model, uint64_t hash) {
   return c->slopes ? pyr_fnv(hash, c->slopes, (size_t)c->heads * sizeof *c->slopes) : hash;
 }
 
-/* 0 where nothing ever fires: such a file may go on under any policy that does not either. By its
- * name, as what it computes cannot be compared. */
-static uint64_t policy_hash(const pyr_policy *policy) {
+/* By its name, as what it computes cannot be compared. */
+static uint64_t name_hash(const pyr_policy *policy) {
   const char *name = policy->name ? policy->name : "";
-  return policy->decode && policy->trigger ? pyr_fnv(PYR_FNV_START, name, strlen(name)) : 0;
+  return pyr_fnv(PYR_FNV_START, name, strlen(name));
+}
+
+/* 0 where nothing ever fires and steps read all: such a file may go on under any policy that does
+ * not either. */
+static uint64_t policy_hash(const pyr_cache *cache) {
+  bool acts = cache->policy.decode && cache->policy.trigger;
+  for (int layer = 0; layer < cache->layers; layer++)
+    acts = acts || cache->states[layer].read.rows > 0;
+  return acts ? name_hash(&cache->policy) : 0;
 }
 
 /* Zeroed first, so that no byte of the file is left to chance and equal caches make equal files. */
@@ -157,25 +167,28 @@ static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
   h->weights = pyr_model_fingerprint(model);
   h->tokenizer = model->tokenizer;
   memcpy(h->name, model->name, sizeof h->name);
-  h->policy = policy_hash(&cache->policy);
+  h->policy = policy_hash(cache);
   h->tokens = cache->tokens;
   h->prompt = cache->prompt;
   h->computed = cache->computed;
   h->evicted = cache->evicted;
 }
 
-enum { STATE = 14 };   /* a layer's state as so many 64-bit numbers; the ramp or decay travels as
+enum { STATE = 18 };   /* a layer's state as so many 64-bit numbers; the ramp or decay travels as
                           its bits */
 
 /* The order is the file's: [0..2] every, over, window; [3] once; [4..8] the tracked signal, its
- * number x by its bits; [9..13] the decode state. */
+ * number x by its bits; [9..13] the decode state; [14..17] what
+ * steps read. */
 static void pack_state(const pyr_layer_state *state, int64_t out[STATE]) {
   const pyr_trigger *t = &state->trigger;
   uint32_t bits;
   memcpy(&bits, &t->track.x, sizeof bits);
   int64_t numbers[STATE] = { t->every, t->over, t->window, t->once, t->track.code, t->track.a,
                              t->track.b, t->track.n, bits, state->unranked, state->since,
-                                 state->past, state->compact, state->turned };
+                                 state->past, state->compact, state->turned, state->read.rows,
+                                     state->read.first, state->read.last,
+                                         (int64_t)state->read.by };
   memcpy(out, numbers, sizeof numbers);
 }
 
@@ -195,6 +208,7 @@ static void unpack_state(const int64_t in[STATE], pyr_layer_state *state) {
   state->past = in[11];
   state->compact = in[12] != 0;
   state->turned = in[13];
+  state->read = (pyr_read){ in[14], in[15], in[16], (pyr_digest)in[17] };
 }
 
 /* ---- save ------------------------------------------------------------------------------------ */
@@ -364,7 +378,8 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
       || h.computed > INT32_MAX * (int64_t)h.layers || h.evicted < 0
           || h.evicted > INT32_MAX * (int64_t)h.layers * h.heads)
     return bad(s, "counters", "are out of range");
-  *same = h.policy == mine.policy && cache->policy.decode != NULL;
+  *same = h.policy == name_hash(&cache->policy)
+      && (cache->policy.decode != NULL || cache->policy.prefill != NULL);
   cache->tokens = h.tokens;
   cache->prompt = h.prompt;
   cache->computed = h.computed;
@@ -393,6 +408,8 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, cha
   if (state->turned > rows) return bad(s, "rows", "are fewer than were turned");
   if (state->compact) status = pyr_lane_widen(cache, lane);
   if (status == PYR_OK) status = pyr_lane_reserve(cache, lane, rows, counts[1] != 0);
+  if (status == PYR_OK)
+    status = pyr_digests_reserve(cache->pool, &lane->digests, state->read.by, rows);
   if (status != PYR_OK) return status;
   for (int plane = 0; plane <= counts[1]; plane++)          /* positions, then the history */
     for (int64_t at = 0; at < rows && status == PYR_OK; at += PYR_PAGE_ROWS) {
@@ -457,7 +474,7 @@ static pyr_status load_track(pyr_stream *s, pyr_cache *cache, int layer) {
   return PYR_OK;
 }
 
-/* Under another policy, nothing fires until the next prefill asks it for its triggers. Ranges
+/* Under another policy, nothing fires, and steps read all, until the next prefill asks it. Ranges
  * are those of the types that they go into: bytes from 3 to 6, 32 bits of a float at 8, counts
  * that fit int32 elsewhere. */
 static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer, bool same) {
@@ -471,7 +488,14 @@ static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer, bool sa
   pyr_layer_state idle = cache->states[layer];
   unpack_state(numbers, &cache->states[layer]);
   pyr_trigger *trigger = &cache->states[layer].trigger;
-  if (!same) *trigger = idle.trigger;
+  const pyr_read *read = &cache->states[layer].read;
+  if (!same) *trigger = idle.trigger, cache->states[layer].read = idle.read;
+  if ((read->rows > 0) != (read->by != PYR_DIGEST_NONE) || read->by >= PYR_DIGESTS)
+    return bad(s, "a layer's state", "reads in a way that is not known");
+  if (read->rows > 0 && !cache->pool->be->pick_pages)
+    return pyr_runtime_set_error(s->rt, PYR_UNSUPPORTED,
+                                 "%s: its steps read less than is held, and the device \"%s\" "
+                                 "reads all rows", s->path, cache->pool->be->name);
   if (!cache->states[layer].compact && cache->tokens > cache->pool->model->config.context)
     return bad(s, "counters", "are out of range");
   if (!pyr_trigger_tracks(trigger)) return PYR_OK;

@@ -3,8 +3,8 @@
  *
  * Owns: the table's memory operations and the scratch of every worker. The operations themselves
  * are in linear.c, interleave.c, experts.c, attention.c, mass.c, signals.c, redundancy.c,
- * select.c, merge.c, rows.c and elementwise.c; their inner loops in kernels.inc. This file knows
- * them all, and none of them calls it: what they share is below them, in team.c.
+ * digests.c, select.c, merge.c, rows.c and elementwise.c; their inner loops in kernels.inc. This
+ * file knows them all, and none of them calls it: what they share is below them, in team.c.
  *
  * Memory is the host's own, so copy, upload and download are one memcpy. Blocks are aligned to 64
  * bytes by hand, because a host's allocator promises 16: each block is 64 bytes longer than asked
@@ -112,6 +112,7 @@ static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
                     pyr_cpu_rotate_scratch(work->head_dim),
                     pyr_cpu_signals_scratch(k, work->head_dim, work->rows),
                     pyr_cpu_redundancy_scratch(k, work->head_dim, work->rows),
+                    pyr_cpu_digests_scratch(work->head_dim, work->rows),
                     cpu->matmul ? pyr_cpu_bf16_scratch(work->tokens, work->cols) : 0,
                     cpu->tiles ? pyr_cpu_amx_scratch(work->cols) : 0,
                     cpu->int8 ? pyr_cpu_int8_scratch(cpu, work->cols) : 0 };
@@ -251,5 +252,6 @@ pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *b
   pyr_cpu_experts_fill(be);
   pyr_cpu_signals_fill(be);
   pyr_cpu_redundancy_fill(be);
+  pyr_cpu_digests_fill(be);
   return PYR_OK;
 }

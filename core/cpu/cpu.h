@@ -71,6 +71,7 @@ size_t pyr_cpu_mass_scratch(const pyr_kernels *k, int32_t group, int32_t head_di
 size_t pyr_cpu_merge_scratch(const pyr_kernels *k, int32_t head_dim);
 size_t pyr_cpu_rotate_scratch(int32_t head_dim);
 size_t pyr_cpu_signals_scratch(const pyr_kernels *k, int32_t head_dim, int64_t lag);
+size_t pyr_cpu_digests_scratch(int32_t head_dim, int64_t rows);
 size_t pyr_cpu_redundancy_scratch(const pyr_kernels *k, int32_t head_dim, int64_t rows);
 /* ---- team.c ---------------------------------------------------------------------------------- */
 
@@ -242,5 +243,6 @@ void pyr_cpu_elementwise_fill(pyr_backend *be);   /* elementwise.c: everything o
 void pyr_cpu_signals_fill(pyr_backend *be);       /* signals.c: what rows, queries and weights say
                                                      of rows */
 void pyr_cpu_redundancy_fill(pyr_backend *be);    /* redundancy.c */
+void pyr_cpu_digests_fill(pyr_backend *be);       /* digests.c: digest, pick_pages */
 
 #endif

@@ -77,8 +77,12 @@ static pyr_status prefill_reserve(pyr_prefill *p, int layer) {
   pyr_cache *cache = p->cache;
   bool history = pyr_trigger_tracks(&p->plan.trigger);
   if (cache->undo) PYR_TRY(pyr_undo_layer(cache->undo, layer));
-  for (int head = 0; head < cache->heads; head++)
-    PYR_TRY(pyr_lane_reserve(cache, pyr_cache_lane(cache, layer, head), p->alive, history));
+  for (int head = 0; head < cache->heads; head++) {
+    pyr_lane *lane = pyr_cache_lane(cache, layer, head);
+    PYR_TRY(pyr_lane_reserve(cache, lane, p->alive, history));
+    PYR_TRY(pyr_digests_reserve(cache->pool, &lane->digests, p->plan.read.by,
+                                lane->rows + p->alive));
+  }
   return pyr_lanes_list(cache, pyr_cache_lane(cache, layer, 0), cache->heads);
 }
 

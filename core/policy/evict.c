@@ -361,6 +361,7 @@ static pyr_status gather_set(const pyr_eviction *e, int head) {
   bool moves = !e->plan.merge && !s->turns
       && !(pyr_plan_unites(&e->plan) && s->when == PYR_WHEN_PREFILL);
   if (kept >= lanes->rows) return PYR_OK;
+  for (int i = 0; i < s->members && !moves; i++) pyr_digests_stale(&lanes[i].digests, 0);
   PYR_TRY(note_born(e, head));
   if (cache->undo)
     PYR_TRY(pyr_undo_lanes(cache->undo, s->layer, head, s->members, idx, kept, moves));
@@ -778,6 +779,7 @@ static pyr_status ask_ahead(pyr_layer_plan *p, pyr_cache *cache, pyr_shape *shap
   PYR_TRY(ask(&p->eviction, cache, PYR_WHEN_PREPARED, shape, alive));
   shape->rows = p->eviction.splits.rows_after;
   PYR_TRY(pyr_policy_ask_trigger(cache, shape, &p->eviction.plan, &p->trigger));
+  PYR_TRY(pyr_policy_ask_read(cache, shape, &p->eviction.plan, &p->trigger, &p->read));
   PYR_TRY(pyr_policy_check_prepared(cache, &as_read, &p->trigger, &p->eviction.plan));
   PYR_TRY(pyr_learned_need(cache, &p->trigger));
   p->evicts = p->evicts || p->eviction.splits.needed;
@@ -795,6 +797,7 @@ pyr_status pyr_layer_plan_ask(pyr_layer_plan *p, pyr_cache *cache, int layer, in
   if (!p->asked) {
     keep_everything(&p->eviction, cache, &shape, alive);
     p->trigger = cache->states[layer].trigger;
+    p->read = cache->states[layer].read;
     return pyr_learned_need(cache, &p->trigger);
   }
   if (p->ahead) return ask_ahead(p, cache, &shape, alive);
@@ -803,6 +806,7 @@ pyr_status pyr_layer_plan_ask(pyr_layer_plan *p, pyr_cache *cache, int layer, in
   if (flags & PYR_PREFILL_ALL) PYR_TRY(check_all_logits(p, &shape));
   shape.rows = p->eviction.splits.rows_after;
   PYR_TRY(pyr_policy_ask_trigger(cache, &shape, &p->eviction.plan, &p->trigger));
+  PYR_TRY(pyr_policy_ask_read(cache, &shape, &p->eviction.plan, &p->trigger, &p->read));
   return pyr_learned_need(cache, &p->trigger);
 }
 
@@ -894,6 +898,7 @@ pyr_status pyr_layer_plan_end(pyr_layer_plan *p, const int32_t **survivors, int6
   PYR_TRY(pyr_cache_check_layer(s->cache, s->layer));
   if (!p->asked) return PYR_OK;
   state->trigger = p->trigger;
+  state->read = p->read;
   state->since = 0;
   state->past = p->before;
   state->unranked = p->trigger.window;
@@ -1051,6 +1056,9 @@ pyr_status pyr_evictions_gather(pyr_evictions *es) {
     pyr_trace_start(&e->trace, s);
     PYR_TRY(gather(e));
     if (s->when == PYR_WHEN_DECODE) PYR_TRY(start_anew(s));
+    /* a plan that says nothing of it leaves it; its digests are reserved by the next step */
+    if (s->when == PYR_WHEN_DECODE && e->plan.read.rows > 0)
+      s->cache->states[s->layer].read = e->plan.read;
     pyr_trace_stop(&e->trace, s);
     PYR_TRY(pyr_cache_check_layer(s->cache, s->layer));
     PYR_TRY(pyr_trace_tell(&e->trace, s, s->cache->tokens + es->prompt, 0));

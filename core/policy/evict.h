@@ -113,7 +113,8 @@ typedef struct pyr_layer_plan {      /* may not move while the layer reads */
   pyr_cascade cascade;               /* of the prefill's layers that share a budget … */
   bool shares;                       /* … as this one does */
   pyr_observation seen;              /* what its score, and tracking, take of the queries */
-  pyr_trigger trigger;               /* that the layer gets, or goes on with */
+  pyr_trigger trigger;               /* that the layer gets, or goes on with, … */
+  pyr_read read;                     /* … and what its steps read */
   bool asked;                        /* the policy was; else all rows stay, and so does the
                                         trigger */
   bool ahead, evicts;                /* plans are only checked as layers read, and carried out once

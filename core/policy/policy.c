@@ -95,6 +95,32 @@ static pyr_status check_weight(const pyr_answer *a, const pyr_plan *plan, pyr_wh
   return fault ? refuse(a, "weight", fault) : PYR_OK;
 }
 
+/* Digests and the choice among them are the backend's; without them all rows are read. */
+static pyr_status check_read(const pyr_answer *a, const pyr_read *read) {
+  const pyr_backend *be = a->cache->pool->be;
+  if (read->rows < 0) return refuse(a, "read.rows", "is less than 1");
+  if (read->rows == 0) return PYR_OK;
+  if (read->by <= PYR_DIGEST_NONE || read->by >= PYR_DIGESTS)
+    return refuse(a, "read.by", "is unknown");
+  if (read->first < 0) return refuse(a, "read.guard.first", "is negative");
+  if (read->last < 0) return refuse(a, "read.guard.last", "is negative");
+  if (!be->pick_pages)
+    return pyr_runtime_set_error(be->rt, PYR_UNSUPPORTED,
+                                 "policy %s, layer %d, %s: read: the device \"%s\" reads all rows "
+                                 "that are held", policy_name(a->cache), (int)a->layer + 1,
+                                 a->when, be->name);
+  return PYR_OK;
+}
+
+/* A step gives attention to the rows that it reads, so that what is tracked of the others would
+ * only decay. Learned scores are given once, and go with it. */
+static pyr_status check_read_tracked(const pyr_answer *a, const pyr_read *read,
+                                     const pyr_trigger *trigger) {
+  if (read->rows == 0 || !pyr_trigger_sums(trigger)) return PYR_OK;
+  return refuse(a, "read", "cannot be said where the trigger tracks attention, which steps then "
+                "give to the rows that they read alone");
+}
+
 /* Every number is checked here, so that what follows (split.c, evict.c) may take a plan at its
  * word. The order is that in which a message helps most: a wrong `keep` before what follows from
  * it. */
@@ -137,6 +163,7 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
     return refuse(a, "rotate", fault);
   if ((fault = pyr_score_check(&plan->score, &depth)) != NULL) return refuse(a, "score", fault);
   PYR_TRY(check_weight(a, plan, when));
+  PYR_TRY(check_read(a, &plan->read));
   bool probed = when == PYR_WHEN_PREPARED || (when == PYR_WHEN_EVICT && a->cache->probed);
   fault = pyr_score_refused(&plan->score, a->cache, when != PYR_WHEN_DECODE, probed,
                             &a->cache->states[a->layer].trigger.track);
@@ -175,7 +202,7 @@ static pyr_status check_decode(const pyr_answer *a, const pyr_shape *shape,
       fault = "adds up query heads, of which the trigger tracks the maximum";
     if (fault) return refuse(a, "score", fault);
   }
-  return PYR_OK;
+  return check_read_tracked(a, &plan->read, trigger);
 }
 
 /* At rest, and after a preparing pass, there are rows and what they were given, but no queries and
@@ -371,6 +398,32 @@ pyr_status pyr_policy_ask_trigger(pyr_cache *cache, const pyr_shape *shape, cons
   }
   PYR_TRY(check_learned(cache, shape, plan, trigger));
   return check_history(cache, shape, plan, trigger);
+}
+
+/* Without a trigger a decode plan never runs: rows that it would evict are a mistake. With one it
+ * says what is read when it runs, and is not asked here, as most such plans say nothing of it.
+ *
+ *     prefill says read        from the first step on, whatever else there is
+ *     decode, no trigger       from the first step on
+ *     decode, and a trigger    from the first firing on; until then all is read
+ *
+ * A prompt whose plans say nothing reads all again. */
+pyr_status pyr_policy_ask_read(pyr_cache *cache, const pyr_shape *shape, const pyr_plan *plan,
+                               const pyr_trigger *trigger, pyr_read *out) {
+  const pyr_policy *policy = &cache->policy;
+  const pyr_answer before = { cache, shape->layer, when_names[PYR_WHEN_PREFILL] },
+      a = { cache, shape->layer, when_names[PYR_WHEN_DECODE] };
+  *out = plan->read;
+  if (out->rows > 0) return check_read_tracked(&before, out, trigger);
+  if (!policy->decode || policy->trigger) return PYR_OK;
+  pyr_plan reads = { .keep = shape->rows, .prune = PYR_PRUNE_CACHE };
+  PYR_TRY(policy->decode(policy->ud, shape, &reads));
+  PYR_TRY(check_read(&a, &reads.read));
+  if (reads.keep < shape->rows || reads.keep_count || pyr_plan_is_open(&reads))
+    return refuse(&a, "keep", "leaves fewer rows than there are, which needs a trigger that says "
+                  "when");
+  *out = reads.read;
+  return PYR_OK;
 }
 
 /* ---- preparing passes ------------------------------------------------------------------------ */

@@ -23,6 +23,13 @@ pyr_status pyr_policy_check_lanes(const pyr_splits *splits);
 pyr_status pyr_policy_ask_trigger(pyr_cache *cache, const pyr_shape *shape, const pyr_plan *plan,
                                   pyr_trigger *trigger);
 
+/* What steps read from then on: what the prefill's plan says; else, of a policy without a trigger,
+ * what its decode plan does, which is asked for this alone; else all. shape and trigger: as the
+ * trigger was asked for and answered. Refused are a trigger that tracks attention, a decode plan
+ * that evicts and never runs, and a backend without digests (PYR_UNSUPPORTED). */
+pyr_status pyr_policy_ask_read(pyr_cache *cache, const pyr_shape *shape, const pyr_plan *plan,
+                               const pyr_trigger *trigger, pyr_read *out);
+
 /* Whether the prefill of n tokens is to be prepared, and how: track.code says PYR_S_ATTENTION, or
  * it is not. Without a plan for prefills there is nothing to prepare. */
 pyr_status pyr_policy_ask_preparation(pyr_cache *cache, int64_t n, pyr_preparation *out);

@@ -28,6 +28,8 @@ local cache = {}
 ---  has its own rows, so ask head by head
 ---@field bytes fun(self: pyramid.Cache): integer      pages and bookkeeping held
 ---@field fraction fun(self: pyramid.Cache): number    rows held of those a full cache would hold
+---@field reading fun(self: pyramid.Cache): number
+---  the share of the rows held that the next step reads, at most (a plan's `read`); 1: all
 ---@field tokens fun(self: pyramid.Cache): integer     tokens seen
 ---@field computed fun(self: pyramid.Cache): integer
 ---  token-layers computed; a full prefill computes tokens * layers

@@ -5,6 +5,7 @@
 --- The value before the loop knows more: local run = model:generate(…); run.stats, run.cache,
 --- run.finish.
 local core = require "pyramid.core"
+local follow = require "pyramid.follow"
 local options = require "pyramid.options"
 local sampler = require "pyramid.sampler"
 local speculate = require "pyramid.speculate"
@@ -65,10 +66,12 @@ Generation.__name = "pyramid.generation"
 ---@field decode_seconds number
 ---@field cache_bytes integer
 ---@field cache_fraction number
+---@field cache_reading number   of the rows held, the share that a step reads, at most
 ---@field drafted? integer     with speculate: ids that were guessed, …
 ---@field accepted? integer    … and those of them that the sampler picked
 ---@field pruned boolean
----  false: the policy has dropped nothing, and this is what a full cache would have written
+---  false: the policy has dropped nothing, and, where cache_reading is 1, this is what a full cache
+---  would have written
 
 -- The longest end of `text` that could be the beginning of one of the stop texts, so that it must
 -- be held back.
@@ -172,7 +175,11 @@ function generate.start(model, prompt, given)
   if picker then decoder, message, code = tokenizer:decoder { continues = true } end
   local began, before = clock(), cache:tokens()
   if decoder then
-    logits, message, code = cache:prefill(ids, { progress = given.progress, prune = given.prune })
+    if given.prune == false then
+      logits, message, code = follow(cache, ids, { progress = given.progress })
+    else
+      logits, message, code = cache:prefill(ids, { progress = given.progress })
+    end
   end
   -- rows that stand for no ids are nothing that a penalty could know again
   local known = ids.embeddings and {} or ids
@@ -197,7 +204,8 @@ function generate.start(model, prompt, given)
     pending = "",   -- decoded text that may be the beginning of a stop text
     stats = { prompt_tokens = cache:tokens() - before, generated_tokens = 0,
       prefill_seconds = clock() - began, decode_seconds = 0, cache_bytes = cache:bytes(),
-        cache_fraction = cache:fraction(), pruned = cache:evicted() > 0 },
+        cache_fraction = cache:fraction(), cache_reading = cache:reading(),
+        pruned = cache:evicted() > 0 },
     drafter = drafter,
   }, Generation)
   if drafter then self.stats.drafted, self.stats.accepted = 0, 0 end
@@ -328,6 +336,7 @@ function Generation:next()
   stats.decode_seconds = stats.decode_seconds + self.clock() - began
   stats.cache_bytes, stats.cache_fraction, stats.pruned = self.cache:bytes(),
     self.cache:fraction(), self.cache:evicted() > 0
+  stats.cache_reading = self.cache:reading()
   if self.ends[id] then return finish(self, "eos", rest(self)) end
   stats.generated_tokens = stats.generated_tokens + 1
   if self.logprobs then self.logprobs[stats.generated_tokens] = self.logprob end

@@ -85,7 +85,7 @@ Policy.__name = "pyramid.policy"
 ---@field keep? integer|integer[]
 ---  rows of a lane that survive, guards included; with share = "head" it may be a list, one number
 ---  a KV head. Each head is judged by its own rows, and left whole where it holds no more than
----  that. Must be given, unless `mass` or `above` is
+---  that. Must be given, unless `mass`, `above` or `read` is
 ---@field guard? { first?: integer, last?: integer }   rows at either end that always survive
 ---@field score? pyramid.Score
 ---  what ranks the others; nothing: what the trigger tracks, else the position
@@ -122,6 +122,21 @@ Policy.__name = "pyramid.policy"
 ---  many bytes more. Refused where a layer has a sliding window, and where positions are learned or
 ---  slopes (ALiBi). "keep" (the default): as they are
 
+---@field read? pyramid.Read
+---  what steps read of the rows that are held, from then on; nothing is evicted by it. A prefill
+---  plan's holds from the first step on; a decode plan's from when it runs, or, of a policy without
+---  a trigger, from the first step on, too: it is asked once a prompt then
+
+---What a step reads of each lane: whole pages of 32 rows. Source: Quest, arXiv 2406.10774.
+---@class pyramid.Read
+---@field rows integer
+---  so many rows, in whole pages; a lane that holds no more is read whole
+---@field by pyramid.Digest
+---  what ranks pages: score.bound(), score.ball() or score.mean()
+---@field guard? { first?: integer, last?: integer }
+---  pages that hold one of so many rows at either end are always read; 4 and 32. The newest page
+---  always is
+
 ---When `decode` is asked for a plan.
 ---@class pyramid.Trigger
 ---@field every? integer           after this many steps
@@ -155,7 +170,8 @@ local definition_keys = { name = "string", doc = "string", defaults = "table", l
   presets = "table", prefill = "function", trigger = "function", decode = "function",
     prepare = "function", fit = "string" }
 local plan_keys = { keep = true, guard = true, score = true, share = true, mass = true,
-  above = true, least = true, merge = true, prune = true, rotate = true, weight = true }
+  above = true, least = true, merge = true, prune = true, rotate = true, weight = true,
+    read = true }
 local preparation_keys = { track = true, block = true, lead = true, first = true, among = true,
   sinks = true }
 local trigger_keys = { every = true, over = true, window = true, once = true, track = true }
@@ -196,6 +212,9 @@ end
 
 local function program(field, value)
   if value == nil then return nil end
+  if score.digest(value) then
+    refuse(field, ("ranks pages, not rows (%s): it goes into `read.by`"):format(tostring(value)))
+  end
   if not score.is(value) then refuse(field, ("is not a score (%s)"):format(type(value))) end
   return score.program(value)
 end
@@ -203,7 +222,9 @@ end
 -- One number, or one for each KV head, packed.
 local function keep_of(plan, l)
   local keep = plan.keep
-  if keep == nil and (plan.mass ~= nil or plan.above ~= nil) then keep = l.rows end
+  if keep == nil and (plan.mass ~= nil or plan.above ~= nil or plan.read ~= nil) then
+    keep = l.rows
+  end
   if type(keep) ~= "table" then return integer("keep", keep) end
   if #keep ~= l.kv_heads then
     refuse("keep", ("lists %d numbers for %d K/V heads"):format(#keep, l.kv_heads))
@@ -245,7 +266,25 @@ local function threshold_of(merge)
   return threshold
 end
 
--- Twelve values, as lplan.c reads them, and the scores that refer to objects.
+-- A pyr_read, packed; by default what attention needs most: the first page, and the newest rows.
+local function read_of(read)
+  if read == nil then return nil end
+  if type(read) ~= "table" then refuse("read", "is not a table (" .. type(read) .. ")") end
+  check_keys("read", read, { rows = true, by = true, guard = true })
+  local guard = read.guard or {}
+  if type(guard) ~= "table" then refuse("read.guard", "is not a table") end
+  check_keys("read.guard", guard, { first = true, last = true })
+  local rows, by = integer("read.rows", read.rows), score.digest(read.by)
+  if rows < 1 then refuse("read.rows", "is less than 1") end
+  if not by then
+    refuse("read.by", ("ranks no pages (%s): score.ball(), score.bound() or score.mean() does"):format(
+      score.is(read.by) and tostring(read.by) or type(read.by)))
+  end
+  return ("<i8i8i8i8"):pack(rows, integer("read.guard.first", guard.first, 4),
+    integer("read.guard.last", guard.last, 32), by)
+end
+
+-- Thirteen values, as lplan.c reads them, and the scores that refer to objects.
 local function flat_plan(plan, l)
   if plan == nil then return nil end
   if type(plan) ~= "table" then refuse("the plan", "is not a table (" .. type(plan) .. ")") end
@@ -258,7 +297,7 @@ local function flat_plan(plan, l)
       choice("prune", plan.prune, prunes, "cache"), program("score", plan.score),
         integer("least", plan.least, 0), mass_of(plan.mass), threshold_of(plan.merge),
           choice("rotate", plan.rotate, rotates, "keep"), above_of(plan.above),
-            program("weight", plan.weight), plan.score, plan.weight
+            program("weight", plan.weight), read_of(plan.read), plan.score, plan.weight
 end
 
 local function flat_trigger(trigger)
@@ -481,7 +520,7 @@ function Policy:bind(encode)
     return known[l.prompt]
   end
   local function keep(l, ...)
-    local by, weight = select(13, ...)
+    local by, weight = select(14, ...)
     score.anchor(slots, by, l.index, weight)
     return ...
   end
@@ -535,9 +574,6 @@ function module.define(definition)
   if not definition.name or definition.name == "" then error("policy: a name is wanted", 2) end
   if definition.fit and type((definition.defaults or {})[definition.fit]) ~= "number" then
     error("policy " .. definition.name .. ": fit must name an option whose default is a number", 2)
-  end
-  if definition.decode and not definition.trigger then
-    error("policy " .. definition.name .. ": decode needs a trigger that says when", 2)
   end
   if definition.prepare and not definition.prefill then
     error("policy " .. definition.name .. ": prepare needs a prefill plan that it prepares", 2)

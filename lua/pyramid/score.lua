@@ -118,6 +118,44 @@ function score.hold(slots, value)
   for number, object in pairs(objects[value] or {}) do slots[number] = object end
 end
 
+-- ---- what ranks pages ---------------------------------------------------------------------------
+
+---What ranks pages of rows, where steps read less than is held (a plan's `read`). It is no score of
+---rows, and is not computed with.
+---@class pyramid.Digest
+local Digest = { __name = "pyramid.digest", __metatable = "pyramid.digest",
+  __newindex = function() error("digests are immutable", 2) end }
+Digest.__tostring = function(self) return rawget(self, 1) .. "()" end
+
+-- The core's pyr_digest, in order.
+local digests, digest_numbers = {}, {}
+for number, name in ipairs { "bound", "ball", "mean" } do
+  digests[name] = setmetatable({ name }, Digest)
+  digest_numbers[digests[name]] = number
+end
+
+---The number of what ranks pages, for the core; nil if the value does not.
+---@param value any
+---@return integer?
+function score.digest(value) return value ~= nil and digest_numbers[value] or nil end
+
+---Pages by the most that the query can have with any of their keys, from the least and the highest
+---of each channel: the sum over channels of max(q least, q highest). A page keeps two numbers a
+---channel. Source: Quest, arXiv 2406.10774.
+---@return pyramid.Digest
+function score.bound() return digests.bound end
+
+---Pages by the most that the query can have with any of their keys, from the mean of the keys and
+---the distance of the farthest: q . mean + |q| distance. A page keeps a number a channel and one
+---more. Source: ArkVale (NeurIPS 2024).
+---@return pyramid.Digest
+function score.ball() return digests.ball end
+
+---Pages by what the query has with the mean of their keys. Source: InfLLM, arXiv 2402.04617, which
+---has it beside representative rows.
+---@return pyramid.Digest
+function score.mean() return digests.mean end
+
 local function choice(what, name, value, set, default)
   if value == nil then return set[default] end
   if not set[value] then

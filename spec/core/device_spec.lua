@@ -4,6 +4,7 @@
 -- wrong. Single operations are compared in ops_*_spec.lua.
 local core = require "pyramid.core"
 local probe = require "pyramid.probe"
+local engine = require "pyramid.tools.engine"
 local helper = require "spec.helper"
 local lfs = require "lfs"
 local pyramid = require "pyramid"
@@ -71,9 +72,21 @@ describe("the device", function()
     end)
 
     for _, name in ipairs(helper.policies()) do
-      it("keeps the rows that the processor keeps: " .. name, function()
-        compare(cpu, device, { policy = helper.squeezed(name) }, 81, 5, name)
-      end)
+      if engine.reads_less(assert(pyramid.policy(name))) then
+        it("refuses to read less than is held: " .. name, function()
+          local cache <close> = assert(device:cache { policy = name, dtype = "f32" })
+          local logits, message, code = cache:prefill(prompt(20))
+          assert.is_nil(logits)
+          assert.equal("unsupported", code)
+          local refusal = ("read: the device \"%s\" reads all"):format(name_of_device)
+          assert.is_truthy(message:find(refusal, 1, true), message)
+          assert.equal(0, cache:tokens())
+        end)
+      else
+        it("keeps the rows that the processor keeps: " .. name, function()
+          compare(cpu, device, { policy = helper.squeezed(name) }, 81, 5, name)
+        end)
+      end
     end
 
     it("holds rows of every dtype", function()

@@ -29,8 +29,10 @@ local function task(limit, weights)
   end
   local path = helper.tmp()
   local ok, failure = pcall(function()
-    for _, name in ipairs { "h2o", "pyramidinfer" } do
-      local policy = pyramid.policy(name, name == "pyramidinfer" and { floor = 8 } or nil)
+    local given = { pyramidinfer = { floor = 8 }, quest = { rows = 32, whole = 0, recent = 1 },
+      rocketkv = { ratio = 0.9, read = 32, window = 4 } }
+    for _, name in ipairs { "h2o", "pyramidinfer", "quest", "rocketkv" } do
+      local policy = pyramid.policy(name, given[name])
       local cache = keep(model:cache { policy = policy, dtype = "f16" })
       keep(cache:prefill(prompt(80, model.config.vocab)))
       for i = 1, 20 do keep(cache:step(i)) end

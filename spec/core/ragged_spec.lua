@@ -63,7 +63,7 @@ local function assert_ragged(cache)
 end
 
 -- bytes of a saved cache's header and of a layer's state
-local HEADER <const>, STATE <const> = 256, 14 * 8
+local HEADER <const>, STATE <const> = 256, 18 * 8
 
 --- What a saved cache holds: lanes[layer][head] = { history = , k = rows, v = rows, came = rows
 --- where keys are compact }.

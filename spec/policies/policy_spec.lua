@@ -95,7 +95,7 @@ describe("policies", function()
     assert.truthy(message("snapkv", { window = "x" }):find("number", 1, true))
     assert.truthy(message("pyramidinfer", { preset = "3b" }):find("13b", 1, true))
     assert.truthy(message({ name = "x", prefil = function() end }):find("prefill", 1, true))
-    assert.truthy(message({ name = "x", decode = function() end }):find("trigger", 1, true))
+    assert.truthy(message({ name = "x", decode = 5 }):find("function", 1, true))
   end)
 
   it("refuse values outside an option's limits, in options and in presets", function()

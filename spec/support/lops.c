@@ -678,6 +678,8 @@ static int ops_attention(lua_State *L) {
   return 1;
 }
 
+#include "lops_digests.inc"
+
 /* merge(runtime, layout, lane, idx, threshold) -> lane */
 static int ops_merge(lua_State *L) {
   pyr_backend *be = begin_call(L);
@@ -1151,6 +1153,7 @@ int luaopen_pyramid_specs(lua_State *L) {
     { "route", ops_route }, { "experts", ops_experts },
     { "take_rows", ops_take_rows }, { "take_i32", ops_take_i32 }, { "store", ops_store },
         { "gather", ops_gather },
+    { "digest", ops_digest }, { "pick_pages", ops_pick_pages },
     { "merge", ops_merge }, { "rotate", ops_rotate }, { "choose", ops_choose },
     { "attention", ops_attention }, { "mass", ops_mass }, { "row_norms", ops_row_norms },
     { "read_rows", ops_read_rows }, { "key_similarity", ops_key_similarity },

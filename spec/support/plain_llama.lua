@@ -11,8 +11,9 @@ local plain = {}
 plain.__index = plain
 
 --- The model of a folder; fields that may be set: cap, slopes [head], sinks [layer][head], temper,
---- temper_length, and watch(row, position of the query, its head, score, weight), called for each
---- row that it sees.
+--- temper_length; watch(row, position of the query, its head, score, weight), called for each
+--- row that it sees; and reads(lane, queries of its heads, layer, position), the rows that they
+--- see of it.
 function plain.open(folder) return setmetatable({ model = transformer.load(folder) }, plain) end
 
 --- Lanes without rows: lanes[layer][head] is a sequence of { position, k (before rotation), turned
@@ -71,8 +72,13 @@ function plain:step(lanes, id, turned)
         turned = self:rotated(keys[head], to), v = values[head] }
     end
     local sharp = 1 + (self.temper or 0) * math.log(1 + to // (self.temper_length or 1))
-    for head, q in ipairs(heads_of(times(w.q, h), model.heads, to, model.base)) do
-      local out = attend(q, lanes[layer][(head - 1) // group + 1], sharp * (#q) ^ -0.5, position,
+    local queries, seen = heads_of(times(w.q, h), model.heads, to, model.base), {}
+    for g, lane in ipairs(lanes[layer]) do
+      seen[g] = self.reads and self.reads(lane, table.move(queries, (g - 1) * group + 1, g * group,
+        1, {}), layer, position) or lane
+    end
+    for head, q in ipairs(queries) do
+      local out = attend(q, seen[(head - 1) // group + 1], sharp * (#q) ^ -0.5, position,
         1 / group, { head = head, watch = self.watch, cap = self.cap,
           slope = self.slopes and self.slopes[head],
           sink = self.sinks and self.sinks[layer][head] })

@@ -14,7 +14,8 @@ local UNPROBED = "asks for what a probe tracked, and there was none since rows l
 
 -- Fields this reference knows; a plan with others is refused rather than misread.
 local plan_fields = { keep = true, guard = true, score = true, share = true, prune = true,
-  mass = true, above = true, least = true, merge = true, rotate = true, weight = true }
+  mass = true, above = true, least = true, merge = true, rotate = true, weight = true,
+  read = true }                                      -- which rows are held does not follow it
 local trigger_fields = { every = true, over = true, window = true, once = true, track = true }
 
 ---Raises that something cannot be simulated yet. The message begins so that checks can tell it from

@@ -578,7 +578,7 @@ function compare.summary(plan, store)
         local evicted = (entry.document and entry.document.evicted or 0)
           + (entry.file and entry.file.evicted or 0)
         entry.silent = not engine.keeps_all(variant.policy) and evicted == 0
-          and (entry.fraction or 0) > 1 - 1e-9
+          and (entry.fraction or 0) > 1 - 1e-9 and not engine.reads_less(variant.policy)
         each(plan, store, variant, "kept", { length = length, mode = mode },
           function(record) entry.kept = record end)
         entries[i] = entry

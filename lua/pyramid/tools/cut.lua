@@ -18,6 +18,7 @@
 --- what a policy loses. What a user generates is not measured and follows no such rule: its first
 --- token is the prompt's own.
 local core = require "pyramid.core"
+local follow = require "pyramid.follow"
 
 local cut = {}
 
@@ -116,8 +117,7 @@ function cut.append(cache, context, targets, progress)
   local made, rest, code = begin(cache, context, progress)
   if not made then return nil, rest, code end
   local all, message
-  all, message, code = cache:prefill(table.move(targets, 1, #targets - 1, 2, rest),
-    { all = true, prune = false })
+  all, message, code = follow(cache, table.move(targets, 1, #targets - 1, 2, rest), { all = true })
   if not all then return nil, message, code end
   return all, made
 end

@@ -28,6 +28,23 @@ local engine = {}
 ---@return boolean
 function engine.keeps_all(p) return not p.definition.prefill and not p.definition.decode end
 
+---Whether a policy's steps read less than it holds, so that it need drop nothing: as its plans say
+---of the last layer of a long prompt.
+---@param p pyramid.Policy
+---@return boolean
+function engine.reads_less(p)
+  local layers <const>, rows <const> = 64, 1 << 16
+  local l = policy.shape(layers, layers, rows, 0, rows, 0, rows, 8, 8, 64)
+  for _, name in ipairs { "prefill", "decode" } do
+    local f = p.definition[name]
+    if f then
+      local ok, plan = policy.call(f, f, p:fitted(l), l)
+      if ok and type(plan) == "table" and plan.read then return true end
+    end
+  end
+  return false
+end
+
 -- The option that says what share of the rows a policy keeps, if it has one that the user left
 -- open.
 local function budget_option(p, label)

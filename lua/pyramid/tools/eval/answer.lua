@@ -1,6 +1,7 @@
 --- Answers, greedily, of several sequences in step: a pass over the weights writes a token of each.
 --- A sequence's answer does not depend on which others are beside it.
 local core = require "pyramid.core"
+local follow = require "pyramid.follow"
 local metrics = require "pyramid.tools.eval.metrics"
 local sampler = require "pyramid.sampler"
 
@@ -79,7 +80,7 @@ function answer.all(model, asks)
     for _, ask in ipairs(asks) do finish(ask) end
   end })
   for _, ask in ipairs(asks) do
-    local logits, message, code = ask.cache:prefill(ask.rest, { prune = false })
+    local logits, message, code = follow(ask.cache, ask.rest)
     if not logits then return nil, message, code end
     if ask.question.options then
       local ok

@@ -476,6 +476,7 @@ function eval.summary(plan, store)
           entry.recall = as_recall(plan, entry)
           compare.name(entry, variant)
           entry.silent = not engine.keeps_all(variant.policy) and entry.fraction > 1 - 1e-9
+            and not engine.reads_less(variant.policy)
           entries[#entries + 1] = entry
         end
       end

@@ -9,6 +9,7 @@
 --- A turn is what is read under the policy (the user's message, in the chat template, and what the
 --- template puts after the last answer), and the answer, whose tokens are scored after the cut.
 local chat = require "pyramid.chat"
+local follow = require "pyramid.follow"
 local lines = require "pyramid.tools.eval.lines"
 
 local conversations = {}
@@ -151,7 +152,7 @@ function conversations.score(cache, turns)
     end
     local share, bytes = cache:fraction(), cache:bytes()
     local rest = table.move(turn.answer, 1, #turn.answer, 2, { turn.read[past + 1] })
-    local all, message, code = cache:prefill(rest, { all = true, prune = false })
+    local all, message, code = follow(cache, rest, { all = true })
     if not all then return nil, message, code end
     local sum = 0
     for k, id in ipairs(turn.answer) do sum = sum + all[k]:logprob(id) end

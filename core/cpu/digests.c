@@ -1,0 +1,274 @@
+/* digests.c — reading less than is held: what a page of keys is known by, and which pages a query
+ * reads.
+ *
+ * A page of 32 keys is known by a digest: the least and the highest of each channel (Quest, arXiv
+ * 2406.10774), or the mean of the keys and how far the farthest of them lies from it (ArkVale), or
+ * the mean alone (InfLLM). With any of them the most that a query can have with a key of the page,
+ * or about what it has, is one product of two vectors (drawn in digest_args.h):
+ *
+ *     keys  (1, -2)  (3, 0)          highest (3, 0)   least (1, -2)    digest  3 0 1 -2
+ *     query (2, -1)                  above 0: (2, 0)  below: (0, -1)   query   2 0 0 -1
+ *     bound max(2, 6) + max(2, 0) = 8                                  product 6 + 0 + 0 + 2 = 8
+ *
+ * and the keys themselves give 4 and 6. So ranking 240 pages of 64 channels is a product of a
+ * matrix of 240 x 128 with a vector, for each query head. A lane's pages rank by the highest of its
+ * heads, and a view of the best of them, of the first and of the newest goes to attention, which
+ * does not know that there are others.
+ *
+ * A lane is a task. Every product is one chain of its own, whatever the thread; the choice is by
+ * scores alone and then by place. */
+#include "cpu/cpu.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---- digests --------------------------------------------------------------------------------- */
+
+typedef struct digest_call {
+  const pyr_kernels *k;
+  pyr_cpu *cpu;
+  const pyr_digests_of *lanes;
+  int count;
+  pyr_layout layout;
+  pyr_digest by;
+  int64_t width;
+} digest_call;
+
+/* One page's keys; a row of them for the mean. */
+static float *digest_scratch_of(pyr_arena *arena, int32_t head_dim) {
+  return pyr_arena_take(arena, (int64_t)PYR_PAGE_ROWS * head_dim, sizeof(float));
+}
+
+/* A NaN stays: no number is above it, and `x != x` takes it in. */
+static void bound_page(float *out, const float *keys, int64_t d) {
+  float *high = out, *low = out + d;
+  memcpy(high, keys, (size_t)d * sizeof *out);
+  memcpy(low, keys, (size_t)d * sizeof *out);
+  for (int row = 1; row < PYR_PAGE_ROWS; row++)
+    for (int64_t i = 0; i < d; i++) {
+      float x = keys[row * d + i];
+      high[i] = x > high[i] || x != x ? x : high[i];
+      low[i] = x < low[i] || x != x ? x : low[i];
+    }
+}
+
+/* The mean of the keys, and behind it, for a ball, the distance of the farthest. */
+static void mean_page(float *out, const float *keys, int64_t d, bool ball) {
+  memset(out, 0, (size_t)d * sizeof *out);
+  for (int row = 0; row < PYR_PAGE_ROWS; row++)
+    for (int64_t i = 0; i < d; i++) out[i] += keys[row * d + i];
+  for (int64_t i = 0; i < d; i++) out[i] *= 1.0f / PYR_PAGE_ROWS;
+  if (!ball) return;
+  float most = 0;
+  for (int row = 0; row < PYR_PAGE_ROWS; row++) {
+    float sum = 0;
+    for (int64_t i = 0; i < d; i++) {
+      float apart = keys[row * d + i] - out[i];
+      sum += apart * apart;
+    }
+    most = sum > most || sum != sum ? sum : most;
+  }
+  out[d] = sqrtf(most);
+}
+
+/* Tasks are counted over all lanes: of lanes with 2 and 3 pages, task 3 is the second's page
+ * begin + 1. Padding is written, too, so that products may run over it. */
+static void digest_task(void *ctx, int64_t task, int worker) {
+  const digest_call *c = ctx;
+  const pyr_digests_of *of = c->lanes;
+  while (task >= of->end - of->begin) task -= pyr_max(of->end - of->begin, 0), of++;
+  int64_t d = c->layout.head_dim, page = of->begin + task;
+  pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
+  float *keys = digest_scratch_of(&arena, c->layout.head_dim), *out = of->out + page * c->width;
+  pyr_cpu_load_rows(c->k, keys, d, of->lane, c->layout, page * PYR_PAGE_ROWS, PYR_PAGE_ROWS,
+                    PYR_PLANE_K);
+  memset(out, 0, (size_t)c->width * sizeof *out);
+  if (c->by == PYR_DIGEST_BOUND) bound_page(out, keys, d);
+  else mean_page(out, keys, d, c->by == PYR_DIGEST_BALL);
+}
+
+/* Bytes: each key once. Pages are tasks, so that the first digests of a long lane, when a prompt
+ * has just been read, are made by all threads. */
+static pyr_status cpu_digest(pyr_backend *be, const pyr_digests_of *lanes, int count,
+                             pyr_layout layout, pyr_digest by) {
+  digest_call c = { .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .lanes = lanes,
+                    .count = count, .layout = layout, .by = by,
+                    .width = pyr_digest_width(by, layout.head_dim) };
+  int64_t pages = 0;
+  for (int i = 0; i < count; i++) pages += pyr_max(lanes[i].end - lanes[i].begin, 0);
+  if (pages == 0) return PYR_OK;
+  pyr_status status = pyr_cpu_check(be, "digest", pyr_cpu_digests_scratch(layout.head_dim, 0));
+  if (status != PYR_OK) return status;
+  pyr_cpu_tasks(be, digest_task, &c, pages, pages * PYR_PAGE_ROWS * layout.head_dim);
+  return PYR_OK;
+}
+
+/* ---- which pages ----------------------------------------------------------------------------- */
+
+typedef struct pick_call {
+  const pyr_kernels *k;
+  pyr_cpu *cpu;
+  const pyr_reading *readings;
+  pyr_layout layout;
+  int32_t kv_heads, group;
+  float scale;
+} pick_call;
+
+typedef struct pick_scratch {
+  float *query;            /* [width] what the digests are multiplied with */
+  float *products;         /* [pages] one head's */
+  float *scores;           /* [pages] the highest of the group's heads */
+  float *heap;             /* [pages] */
+} pick_scratch;
+
+static pick_scratch pick_scratch_of(pyr_arena *arena, int32_t head_dim, int64_t rows) {
+  int64_t pages = pyr_ceil_div(rows, PYR_PAGE_ROWS);
+  return (pick_scratch){
+    pyr_arena_take(arena, pyr_digest_width(PYR_DIGEST_BOUND, head_dim), sizeof(float)),
+    pyr_arena_take(arena, pages, sizeof(float)), pyr_arena_take(arena, pages, sizeof(float)),
+    pyr_arena_take(arena, pages, sizeof(float)) };
+}
+
+/* The larger of both operations', as they take turns. A bound is the widest digest from
+ * head_dim 1 on. */
+size_t pyr_cpu_digests_scratch(int32_t head_dim, int64_t rows) {
+  pyr_arena pick = { NULL, 0 }, digest = { NULL, 0 };
+  pick_scratch_of(&pick, head_dim, rows);
+  digest_scratch_of(&digest, head_dim);
+  return pick.used > digest.used ? pick.used : digest.used;
+}
+
+/* What a query of d channels is multiplied with, by the kind of digest; see digest_args.h. */
+static void query_of(const pick_call *c, float *to, const float *q, pyr_digest by) {
+  int64_t d = c->layout.head_dim, width = pyr_digest_width(by, c->layout.head_dim);
+  memset(to, 0, (size_t)width * sizeof *to);
+  if (by != PYR_DIGEST_BOUND) {
+    memcpy(to, q, (size_t)d * sizeof *to);
+    if (by == PYR_DIGEST_BALL) to[d] = sqrtf(c->k->square_sum(q, d));
+    return;
+  }
+  for (int64_t i = 0; i < d; i++) to[q[i] > 0 ? i : d + i] = q[i];
+}
+
+/* scores[0, n) of pages [first, first + n), all full. A soft cap bends what it would of a key's
+ * score, so that slopes, which come behind it, are to scale; without slopes it changes no rank, but
+ * costs little. NaN becomes the highest. */
+static void rank_pages(const pick_call *c, const pyr_reading *r, int g, int64_t first, int64_t n,
+                       const pick_scratch *s) {
+  const pyr_lane_view *lane = &r->lanes[g];
+  int64_t d = c->layout.head_dim, width = pyr_digest_width(r->read.by, c->layout.head_dim);
+  for (int h = 0; h < c->group; h++) {
+    int64_t head = (int64_t)g * c->group + h;
+    query_of(c, s->query, r->q + head * d, r->read.by);
+    c->k->dots(s->products, s->query, r->digests[g] + first * width, n, (int)width);
+    for (int64_t i = 0; i < n; i++) {
+      float x = s->products[i] * c->scale;
+      if (r->cap > 0) x = r->cap * tanhf(x / r->cap);
+      if (r->slopes)
+        x -= (float)(r->q_pos[0] - lane->positions[(first + i + 1) * PYR_PAGE_ROWS - 1])
+            * r->slopes[head];
+      if (x != x) x = INFINITY;
+      s->scores[i] = h == 0 || x > s->scores[i] ? x : s->scores[i];
+    }
+  }
+}
+
+/* The k-th highest of n scores, 1 <= k <= n, by a heap of the k highest so far, the least of them
+ * at its root: of 3 1 4 1 5 with k = 2 the heap holds 3 1, then 3 4, and then 4 5. n log k looks
+ * where scores ascend, hardly more than n where they come in no order. */
+static float kth_of(const float *scores, int64_t n, int64_t k, float *heap) {
+  for (int64_t i = 0; i < n; i++) {
+    if (i < k) {                             /* it rises from the end to its place */
+      int64_t at = i;
+      for (; at > 0 && heap[(at - 1) / 2] > scores[i]; at = (at - 1) / 2)
+        heap[at] = heap[(at - 1) / 2];
+      heap[at] = scores[i];
+    } else if (scores[i] > heap[0]) {        /* it takes the root's place, and sinks */
+      int64_t at = 0;
+      for (int64_t child; (child = 2 * at + 1) < k; at = child) {
+        if (child + 1 < k && heap[child + 1] < heap[child]) child++;
+        if (heap[child] >= scores[i]) break;
+        heap[at] = heap[child];
+      }
+      heap[at] = scores[i];
+    }
+  }
+  return heap[0];
+}
+
+/* Puts pages [from, to) of the lane behind those of the view: of pages 3, 7 and 8, rows 0 to 31 of
+ * the view are the lane's rows 96 to 127, and so on, at the positions that they have there. Only the lane's last can be partly
+ * filled, and it comes last. */
+static void take_pages(pyr_lane_view *out, const pyr_lane_view *lane, int64_t from, int64_t to) {
+  if (from >= to) return;
+  int64_t row = from * PYR_PAGE_ROWS, rows = pyr_min(to * PYR_PAGE_ROWS, lane->rows) - row;
+  memcpy(out->pages + out->rows / PYR_PAGE_ROWS, lane->pages + from,
+         (size_t)(to - from) * sizeof *out->pages);
+  memcpy(out->positions + out->rows, lane->positions + row, (size_t)rows * sizeof *out->positions);
+  out->rows += rows;
+}
+
+/* A lane of 10 pages, of which 5 are to be read; the first one and the last two are settled:
+ *
+ *     page      0   1  2  3  4  5  6  7   8  9
+ *               *   .  +  .  .  .  +  .   *  *       two of the seven others: the highest scores
+ *             low  from                   to  all
+ *
+ * Under a window `low` is the first page that shows a row. */
+static void pick_task(void *ctx, int64_t task, int worker) {
+  const pick_call *c = ctx;
+  const pyr_reading *r = &c->readings[task / c->kv_heads];
+  int g = (int)(task % c->kv_heads);
+  const pyr_lane_view *lane = &r->lanes[g];
+  pyr_lane_view *out = &r->out[g];
+  int64_t all = pyr_ceil_div(lane->rows, PYR_PAGE_ROWS),
+      low = pyr_cpu_visible(lane, r->q_pos[0], r->window).low / PYR_PAGE_ROWS;
+  int64_t to = pyr_max(low, pyr_max(lane->rows - pyr_max(r->read.last, 1), 0) / PYR_PAGE_ROWS),
+      from = pyr_min(pyr_max(low, pyr_ceil_div(r->read.first, PYR_PAGE_ROWS)), to);
+  int64_t n = to - from,
+      k = pyr_ceil_div(r->read.rows, PYR_PAGE_ROWS) - (from - low) - (all - to);
+  if (k >= n) {
+    *out = *lane;
+    return;
+  }
+  out->history = NULL, out->table = NULL, out->born = NULL, out->rows = 0;
+  take_pages(out, lane, low, from);
+  if (k > 0) {
+    pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
+    pick_scratch s = pick_scratch_of(&arena, c->layout.head_dim, lane->rows);
+    rank_pages(c, r, g, from, n, &s);
+    float bar = kth_of(s.scores, n, k, s.heap);
+    int64_t equal = k;                       /* of those that equal the bar, the first so many */
+    for (int64_t i = 0; i < n; i++) equal -= s.scores[i] > bar;
+    for (int64_t i = 0; i < n; i++)
+      if (s.scores[i] > bar || (s.scores[i] == bar && equal-- > 0))
+        take_pages(out, lane, from + i, from + i + 1);
+  }
+  take_pages(out, lane, to, all);
+}
+
+/* Bytes: the digests of all pages, once for all heads of a group, as they stay in a cache; and
+ * positions of what is read. Of 7,680 rows of 64 channels under bounds, 240 pages of 512 bytes, 120
+ * KiB a lane, where the rows themselves are 1.9 MiB in f16 and 1,024 of them 256 KiB. */
+static pyr_status cpu_pick_pages(pyr_backend *be, const pyr_reading *readings, int count,
+                                 pyr_layout layout, int32_t heads, int32_t kv_heads, float scale) {
+  pick_call c = { .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .readings = readings,
+                  .layout = layout, .kv_heads = kv_heads, .group = heads / kv_heads,
+                  .scale = scale };
+  int64_t most = 0, cost = 0;
+  for (int i = 0; i < count; i++)
+    for (int g = 0; g < kv_heads; g++) {
+      most = pyr_max(most, readings[i].lanes[g].rows);
+      cost += readings[i].lanes[g].rows / PYR_PAGE_ROWS * layout.head_dim * c.group * 2;
+    }
+  pyr_status status = pyr_cpu_check(be, "pick_pages",
+                                    pyr_cpu_digests_scratch(layout.head_dim, most));
+  if (status == PYR_OK)
+    pyr_cpu_tasks(be, pick_task, &c, (int64_t)count * kv_heads, cost);
+  return status;
+}
+
+void pyr_cpu_digests_fill(pyr_backend *be) {
+  be->digest = cpu_digest;
+  be->pick_pages = cpu_pick_pages;
+}
