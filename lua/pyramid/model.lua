@@ -4,6 +4,7 @@ local cache = require "pyramid.cache"
 local conversation = require "pyramid.conversation"
 local core = require "pyramid.core"
 local generate = require "pyramid.generate"
+local likelihood = require "pyramid.likelihood"
 local loaders = require "pyramid.loaders"
 local options = require "pyramid.options"
 local tokenizer = require "pyramid.tokenizer"
@@ -237,6 +238,18 @@ function Model:generate(prompt, given)
     return conversation.answer("model:generate", self, prompt, given)
   end
   return generate.start(self, prompt, given)
+end
+
+--- How probable the model finds a continuation of a prompt, id by id: two texts, or two sequences
+--- of ids. A policy's plans run as in generation.
+---@param prompt string|integer[]
+---@param continuation string|integer[]
+---@param given? pyramid.ScoreOptions
+---@return pyramid.Likelihood?
+---@return string? message
+---@return string? code
+function Model:score(prompt, continuation, given)
+  return likelihood.score(self, prompt, continuation, given)
 end
 
 --- The model's answer to messages in its chat format, from their beginning: a generation as of

@@ -18,6 +18,8 @@ local sections = {
   { "Logits", classes = { "pyramid.Logits" } },
   { "Generation", head = "generate.lua", classes = { "pyramid.Generation",
     "pyramid.GenerateOptions", "pyramid.SpeculateOptions", "pyramid.GenerationStats" } },
+  { "Likelihood", head = "likelihood.lua", classes = { "pyramid.ScoreOptions",
+    "pyramid.Likelihood" } },
   { "Conversation", head = "conversation.lua", classes = { "pyramid.Conversation",
     "pyramid.ConversationOptions",
     "pyramid.SayOptions", "pyramid.Message", "pyramid.ChatAnswerOptions" } },
