@@ -250,6 +250,8 @@ static int protected_open(lua_State *L) {
   set_integer(L, "memory", size_number(o->memory_limit));
   set_integer(L, "context", o->context);
   set_text(L, "scaling", o->scaling);
+  set_text(L, "sessions", o->sessions);
+  set_integer(L, "sessions_bytes", size_number(o->sessions_bytes));
   lua_call(L, 2, 3);
   take_results(L, call, -3);
   if (call->status != PYR_OK) return 0;

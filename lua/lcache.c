@@ -8,8 +8,9 @@
  *                                or false if no logit was finite
  *   core.cache_methods                                 the class's methods, to which
  *                                                      lua/pyramid/cache.lua adds
- *   cache:read(ids, all, prune) -> logits, or { logits, … } with all
- *   cache:read_embeddings(rows, all, prune)            likewise; rows: packed f32, a matrix, or a
+ *   cache:read_ids(ids, all, prune, whole) -> logits, or { logits, … } with all; whole: rows held
+ *   are judged as the prompt's own
+ *   cache:read_embeddings(rows, all, prune, whole)     likewise; rows: packed f32, a matrix, or a
  *                                                      sequence of sequences or vectors
  *   core.embed(model, ids) -> packed f32, a row of the model's width for each id
  *   cache:verify(ids) -> { logits, … }             cache:verifiable() -> how many ids at most
@@ -20,6 +21,8 @@
  *   cache:cut(bound policy or nothing) -> true   :truncate(n) -> true
  *   cache:see(ids, program) -> true              tracks what reading them would look at
  *   cache:tell(fn or nil, seconds)     who is told of its plans: ltrace.c
+ *   cache:load_prefix(path, n) -> true           an empty cache takes the first n tokens of a file
+ *   cache:identity() -> what such a file must match, as 16 hexadecimal digits
  *   cache:fork()  :clear()  :save(path)  :tokens()  :computed()  :evicted()  :close()
  *
  * Layers and heads count from 1. A cache's user value is whatever Lua wants to keep with it (its
@@ -27,6 +30,7 @@
 #include "llogits.h"
 #include "lvector.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define POOL "pyramid.pool"
@@ -242,10 +246,11 @@ static const float *read_rows(lua_State *L, int arg, int64_t width, lua_Integer 
   return out;
 }
 
-/* cache:read and cache:read_embeddings: what is at 2 is one or the other. */
+/* cache:read_ids and cache:read_embeddings: what is at 2 is one or the other. */
 static int read_prompt(lua_State *L, bool embeddings) {
   lua_Integer n;
-  bool all = lua_toboolean(L, 3), prune = lua_isnoneornil(L, 4) || lua_toboolean(L, 4);
+  bool all = lua_toboolean(L, 3), prune = lua_isnoneornil(L, 4) || lua_toboolean(L, 4),
+      whole = lua_toboolean(L, 5);
   const pyr_model_config *config = pyr_model_get_config(pyr_cache_model(check_idle(L, 1)->cache));
   int32_t vocab = config->vocab, width = config->width;
   const float *rows = embeddings ? read_rows(L, 2, width, &n) : NULL;
@@ -259,7 +264,8 @@ static int read_prompt(lua_State *L, bool embeddings) {
   pyr_cache *cache = box->cache;
   lua_State *outer = pyr_lua_enter(L);
   box->busy = true;
-  int flags = (all ? PYR_PREFILL_ALL : 0) | (prune ? 0 : PYR_PREFILL_NO_PRUNE);
+  int flags = (all ? PYR_PREFILL_ALL : 0) | (prune ? 0 : PYR_PREFILL_NO_PRUNE)
+      | (whole ? PYR_PREFILL_WHOLE : 0);
   pyr_status status = rows ? pyr_cache_prefill_embeddings(cache, rows, n, flags, logits)
       : pyr_cache_prefill(cache, ids, n, flags, logits);
   box->busy = false;
@@ -272,7 +278,7 @@ static int read_prompt(lua_State *L, bool embeddings) {
   return push_rows_of_logits(L, buffer, n, vocab);
 }
 
-static int cache_read(lua_State *L) { return read_prompt(L, false); }
+static int cache_read_ids(lua_State *L) { return read_prompt(L, false); }
 static int cache_read_embeddings(lua_State *L) { return read_prompt(L, true); }
 
 static int core_embed(lua_State *L) {
@@ -499,6 +505,33 @@ static int cache_save(lua_State *L) {
   return 1;
 }
 
+/* A policy may be asked what it tracks, as when a cache is loaded. */
+static int cache_load_prefix(lua_State *L) {
+  lua_settop(L, 3);
+  lua_Integer tokens = luaL_checkinteger(L, 3);
+  check_idle(L, 1);
+  const char *path = check_path(L, 2);
+  if (!path) return 3;
+  cache_box *box = check_idle(L, 1);
+  pyr_cache *cache = box->cache;
+  lua_State *outer = pyr_lua_enter(L);
+  box->busy = true;
+  pyr_status status = pyr_cache_load_prefix(cache, path, tokens);
+  box->busy = false;
+  pyr_lua_leave(L, outer);
+  if (status != PYR_OK) return fail(L, cache, status);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+static int cache_identity(lua_State *L) {
+  char digits[17];
+  snprintf(digits, sizeof digits, "%016llx",
+           (unsigned long long)pyr_cache_identity(check_cache(L, 1)));
+  lua_pushstring(L, digits);
+  return 1;
+}
+
 static int cache_note(lua_State *L) {
   size_t length;
   const char *note = pyr_cache_note(check_idle(L, 1)->cache, &length);
@@ -635,7 +668,7 @@ static int cache_show(lua_State *L) {
 void pyr_lua_open_cache(lua_State *L) {
   static const luaL_Reg pool_methods[] = { { "bytes", pool_bytes }, { NULL, NULL } };
   static const luaL_Reg cache_methods[] = {
-    { "read", cache_read }, { "read_embeddings", cache_read_embeddings },
+    { "read_ids", cache_read_ids }, { "read_embeddings", cache_read_embeddings },
         { "step", cache_step }, { "verify", cache_verify },
         { "verifiable", cache_verifiable }, { "rows", cache_rows },
         { "positions", cache_positions },
@@ -646,7 +679,7 @@ void pyr_lua_open_cache(lua_State *L) {
     { "evicted", cache_evicted }, { "fork", cache_fork }, { "clear", cache_clear },
         { "cut", cache_cut }, { "see", cache_see }, { "tell", cache_tell },
         { "truncate", cache_truncate }, { "save", cache_save },
-    { "note", cache_note },
+    { "note", cache_note }, { "load_prefix", cache_load_prefix }, { "identity", cache_identity },
     { "owner", cache_owner }, { "__tostring", cache_show }, { NULL, NULL }
   };
   static const luaL_Reg functions[] = { { "pool", core_pool }, { "cache", core_cache },

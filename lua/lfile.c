@@ -7,15 +7,21 @@
  *   core.output(path) -> output; or nil, message, code
  *   output:write(text, …) :commit() -> true; or nil, message, code. Without a commit nothing has
  *   happened to the path
- *   output:close()         gives it up, if it is not committed */
+ *   output:close()         gives it up, if it is not committed
+ *   core.make_folder(path), core.touch(path) -> true; or nil, message, code
+ *   core.list_files(path) -> { { name =, bytes =, changed = }, … }, regular files, in no order,
+ *   changed in nanoseconds since 1970; or nil, message, code
+ *   core.hash_text(text) -> FNV-1a, 64 bits, as 16 hexadecimal digits */
 #include "lauxpyr.h"
 #include "base/disk.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #define OUTPUT "pyramid.output"
+#define FOLDER "pyramid.folder"
 
 /* Comes right behind what failed: the code is errno's. */
 static int fail(lua_State *L, const char *why) {
@@ -106,12 +112,73 @@ static int output_close(lua_State *L) {
   return 0;
 }
 
+/* ---- folders --------------------------------------------------------------------------------- */
+
+static int core_make_folder(lua_State *L) {
+  char why[PYR_WHY_BYTES];
+  if (!pyr_disk_make_folder(check_path(L, 1), why)) return fail(L, why);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+static int core_touch(lua_State *L) {
+  char why[PYR_WHY_BYTES];
+  if (!pyr_disk_touch(check_path(L, 1), why)) return fail(L, why);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+static int folder_close(lua_State *L) {
+  pyr_folder_close(luaL_checkudata(L, 1, FOLDER));
+  return 0;
+}
+
+/* The open folder is a value of Lua's, so that it is closed when memory runs out in between. */
+static int core_list_files(lua_State *L) {
+  const char *path = check_path(L, 1);
+  char why[PYR_WHY_BYTES];
+  pyr_folder_entry entry;
+  pyr_folder *folder = lua_newuserdatauv(L, sizeof *folder, 0);
+  folder->dir = NULL;
+  luaL_setmetatable(L, FOLDER);
+  if (!pyr_folder_open(folder, path, why)) return fail(L, why);
+  lua_newtable(L);
+  for (lua_Integer i = 1; pyr_folder_next(folder, &entry); i++) {
+    lua_createtable(L, 0, 3);
+    lua_pushstring(L, entry.name);
+    lua_setfield(L, -2, "name");
+    lua_pushinteger(L, (lua_Integer)entry.bytes);
+    lua_setfield(L, -2, "bytes");
+    lua_pushinteger(L, (lua_Integer)entry.changed);
+    lua_setfield(L, -2, "changed");
+    lua_rawseti(L, -2, i);
+  }
+  pyr_folder_close(folder);
+  return 1;
+}
+
+static int core_hash_text(lua_State *L) {
+  size_t bytes;
+  const char *text = luaL_checklstring(L, 1, &bytes);
+  char digits[17];
+  snprintf(digits, sizeof digits, "%016llx",
+           (unsigned long long)pyr_disk_hash(text, bytes));
+  lua_pushstring(L, digits);
+  return 1;
+}
+
 void pyr_lua_open_file(lua_State *L) {
   static const luaL_Reg methods[] = { { "write", output_write }, { "commit", output_commit },
                                       { NULL, NULL } };
   static const luaL_Reg functions[] = { { "file_kind", core_file_kind },
                                         { "open_regular", core_open_regular },
-                                        { "output", core_output }, { NULL, NULL } };
+                                        { "output", core_output },
+                                        { "make_folder", core_make_folder },
+                                        { "touch", core_touch },
+                                        { "list_files", core_list_files },
+                                        { "hash_text", core_hash_text }, { NULL, NULL } };
+  static const luaL_Reg nothing[] = { { NULL, NULL } };
   pyr_lua_new_class(L, OUTPUT, methods, output_close);
+  pyr_lua_new_class(L, FOLDER, nothing, folder_close);
   luaL_setfuncs(L, functions, 0);
 }

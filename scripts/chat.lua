@@ -17,6 +17,7 @@ cli.option(parser, "--system", "TEXT", "What the model is told before the first 
 cli.add_tools(parser)
 cli.add_policy(parser)
 cli.add_cache(parser)
+cli.add_sessions(parser)
 cli.add_trace(parser)
 cli.add_length(parser, 256)
 local sampling = { temperature = 0.7, top_p = 0.95 }   -- what chat models are made for

@@ -24,6 +24,7 @@ cli.add_tools(parser)
 cli.add_model(parser)
 cli.add_policy(parser)
 cli.add_cache(parser)
+cli.add_sessions(parser)
 cli.add_trace(parser)
 cli.add_length(parser, 256)
 cli.add_sampler(parser)
@@ -64,12 +65,12 @@ local function read_messages()
   return messages
 end
 
--- The ids of messages, and what would end the answer where no token does.
+-- The ids of messages, what would end the answer where no token does, and what others may share.
 local function chat_ids(model, messages)
   local ids, o, code = conversation.prompt("generate", model, messages,
-    cli.tools(args, { stop = args.stop, format = args.template }))
+    cli.tools(args, { stop = args.stop, format = args.template, sessions = cli.sessions(args) }))
   cli.must(ids, o, code)
-  return ids, o.stop
+  return ids, o.stop, o.boundaries
 end
 
 local function prompt_text()
@@ -109,7 +110,10 @@ local function show_stats(model, run, rows, label)
   local shown = {}
   for i, count in ipairs(rows) do shown[i] = ("%.0f"):format(count) end
   local _, peak = model:memory()
+  local reused = stats.reused_tokens > 0
+    and ("%d tokens of the prompt were stored"):format(stats.reused_tokens) or nil
   for _, pair in ipairs {
+    { "sessions", reused },
     { "products", cli.products(model) },
     { "policy", label },
     { "KV cache", ("%s in %s, %s of a full cache's rows"):format(cli.bytes(stats.cache_bytes),
@@ -131,8 +135,8 @@ local policy, label = cli.one_policy(args)
 check_source()
 local source = args.messages and read_messages() or prompt_text()
 local model <close> = cli.open_text_model(args)
-local ids, stop
-if args.messages then ids, stop = chat_ids(model, source)
+local ids, stop, boundaries
+if args.messages then ids, stop, boundaries = chat_ids(model, source)
 else ids, stop = prompt_ids(model, source), args.stop
 end
 local speculation, draft = cli.speculation(args)
@@ -142,7 +146,8 @@ local cache <close> = cli.must(model:cache(cli.cache_options(args, policy)))
 local progress <close> = picture.progress(("prefill of %d tokens"):format(#ids))
 local run <close> = cli.must(model:generate(ids,
   { cache = cache, sampler = cli.sampler(args), max_tokens = args.max_tokens, stop = stop,
-    speculate = speculation, ignore_eos = args.ignore_eos, progress = progress.update }))
+    speculate = speculation, ignore_eos = args.ignore_eos, progress = progress.update,
+      boundaries = boundaries }))
 progress:close()
 local kept = cache:fraction()                  -- of the prompt
 local warning = target.warning(policy, label, kept, #ids)
@@ -163,6 +168,7 @@ if args.json then
   local out = cli.description(model, policy)
   out.text, out.ids, out.finish = table.concat(pieces), made, run.finish
   out.prompt_tokens, out.generated_tokens = stats.prompt_tokens, stats.generated_tokens
+  out.reused_tokens = stats.reused_tokens
   out.prefill_seconds, out.decode_seconds = stats.prefill_seconds, stats.decode_seconds
   out.prefill_tokens_per_second = cli.rate(stats.prompt_tokens, stats.prefill_seconds)
   out.decode_tokens_per_second = cli.rate(stats.generated_tokens, stats.decode_seconds)

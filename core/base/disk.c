@@ -2,7 +2,9 @@
  * fsync the folder. After a power failure between any two of them the target is the old file or the
  * new one. */
 #include "base/disk.h"
+#include "base/fingerprint.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -59,6 +61,53 @@ bool pyr_disk_open(const char *path, int *fd, uint64_t *size, char why[PYR_WHY_B
   }
   close(opened);
   return false;
+}
+
+uint64_t pyr_disk_hash(const void *data, size_t bytes) {
+  return pyr_fnv(PYR_FNV_START, data, bytes);
+}
+
+/* ---- folders --------------------------------------------------------------------------------- */
+
+/* A folder that somebody else has made meanwhile is as good. */
+bool pyr_disk_make_folder(const char *path, char why[PYR_WHY_BYTES]) {
+  if (mkdir(path, 0777) == 0) return true;
+  int error = errno;
+  if (error == EEXIST && pyr_disk_kind(path) == PYR_KIND_FOLDER) return true;
+  return fail(why, path, "the folder cannot be made", error);
+}
+
+/* Both times, as a file's owner or whoever may write to it can. */
+bool pyr_disk_touch(const char *path, char why[PYR_WHY_BYTES]) {
+  return utimensat(AT_FDCWD, path, NULL, 0) == 0 || fail(why, path, "", errno);
+}
+
+bool pyr_folder_open(pyr_folder *folder, const char *path, char why[PYR_WHY_BYTES]) {
+  folder->dir = opendir(path);
+  return folder->dir != NULL || fail(why, path, "", errno);
+}
+
+/* Asked of the folder itself, so that a folder that is renamed meanwhile does no harm. Links are
+ * not followed: what a link names is not the folder's to count or to remove. */
+bool pyr_folder_next(pyr_folder *folder, pyr_folder_entry *out) {
+  const struct dirent *entry;
+  struct stat st;
+  while ((entry = readdir(folder->dir)) != NULL) {
+    size_t length = strlen(entry->d_name);
+    if (length >= sizeof out->name) continue;
+    if (fstatat(dirfd(folder->dir), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0) continue;
+    if (!S_ISREG(st.st_mode)) continue;
+    memcpy(out->name, entry->d_name, length + 1);
+    out->bytes = st.st_size > 0 ? (uint64_t)st.st_size : 0;
+    out->changed = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
+    return true;
+  }
+  return false;
+}
+
+void pyr_folder_close(pyr_folder *folder) {
+  if (folder->dir) closedir(folder->dir);
+  folder->dir = NULL;
 }
 
 /* ---- writing --------------------------------------------------------------------------------- */

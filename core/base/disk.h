@@ -32,6 +32,30 @@ pyr_kind pyr_disk_kind(const char *path);
  * read, as some files of /proc have none and never end. */
 bool pyr_disk_open(const char *path, int *fd, uint64_t *size, char why[PYR_WHY_BYTES]);
 
+/* Makes a folder, unless there is one of that name. Its own folder must be there. */
+bool pyr_disk_make_folder(const char *path, char why[PYR_WHY_BYTES]);
+/* Says that a file was used just now: sets when it was last changed. */
+bool pyr_disk_touch(const char *path, char why[PYR_WHY_BYTES]);
+
+/* What a file may be named after that holds something of these bytes: FNV-1a, of 64 bits. */
+uint64_t pyr_disk_hash(const void *data, size_t bytes);
+
+/* What lies in a folder, one after the other, in no order. */
+typedef struct pyr_folder {
+  void *dir;                       /* NULL: closed */
+} pyr_folder;
+typedef struct pyr_folder_entry {
+  char name[256];                  /* without the folder */
+  uint64_t bytes;
+  int64_t changed;                 /* nanoseconds since 1970 */
+} pyr_folder_entry;
+
+bool pyr_folder_open(pyr_folder *folder, const char *path, char why[PYR_WHY_BYTES]);
+/* The next regular file; false after the last. Files that vanish meanwhile, and names of more than
+ * 255 bytes, are passed over. */
+bool pyr_folder_next(pyr_folder *folder, pyr_folder_entry *out);
+void pyr_folder_close(pyr_folder *folder);  /* nothing if it is closed */
+
 /* A file being written. Until the commit nothing is seen of it but a file ".pyramid-….tmp" of its
  * own in the target's folder; the commit flushes that to the disk and puts it in the target's
  * place. So the target is always one whole file, the old one or one of those that were written; a

@@ -247,6 +247,12 @@ static pyr_status prefill_ask_preparation(pyr_prefill *p) {
   PYR_TRY(pyr_policy_ask_preparation(p->cache, p->n, &p->how));
   p->plan.ahead = pyr_signal_is_attention(&p->how.track);
   if (!p->plan.ahead) return PYR_OK;
+  /* the passes would repeat the last piece alone */
+  if ((p->flags & PYR_PREFILL_WHOLE) && p->cache->tokens > 0)
+    return pyr_runtime_set_error(p->cache->pool->rt, PYR_POLICY,
+                                 "policy %s, prepare: reads a prompt once more, of which an "
+                                 "earlier piece is here as rows only",
+                                 p->cache->policy.name ? p->cache->policy.name : "?");
   PYR_TRY(pyr_probe_tokens(p->cache, &p->how, p->n, &tokens));
   p->total += p->cache->layers * tokens;
   return PYR_OK;
@@ -340,7 +346,9 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
 
   /* A failure drops the new rows again; more is needed only where older rows, or what is tracked of
    * them, change. */
-  int64_t computed = cache->computed, evicted = cache->evicted;
+  int64_t computed = cache->computed, evicted = cache->evicted, held = 0;
+  for (int layer = 0; layer < cache->layers && (flags & PYR_PREFILL_WHOLE); layer++)
+    held = pyr_max(held, pyr_cache_layer_rows(cache, layer));
   if (cache->tokens > 0 && changes_older_rows(cache, flags)) PYR_TRY(pyr_undo_new(cache, &undo));
   pyr_forward_mark(cache);
 
@@ -356,7 +364,7 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
   if (s == PYR_OK) {
     pyr_cache_rows_changed(cache);
     cache->tokens += n;
-    if (!(flags & PYR_PREFILL_NO_PRUNE)) cache->prompt = n;
+    if (!(flags & PYR_PREFILL_NO_PRUNE)) cache->prompt = held + n;   /* held: 0 but in pieces */
     for (int layer = 0; layer < cache->layers && (flags & PYR_PREFILL_NO_PRUNE); layer++)
       cache->states[layer].unranked += n;
     pyr_undo_keep(undo);

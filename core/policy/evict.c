@@ -457,11 +457,25 @@ pyr_status pyr_evictions_unite(pyr_evictions *es) {
  *
  * Within the layer the lanes compete (share = "pool"), or each keeps as many ("head"). */
 
-/* The shape of a layer that `alive` of `prompt` tokens are about to reach. */
-static pyr_shape shape_reading(const pyr_cache *cache, int layer, int64_t prompt, int64_t alive) {
+/* The shape of a layer that `alive` of `prompt` tokens are about to reach. `whole`: what is held
+ * is told as a part of the prompt, so that a prompt read in two pieces is judged as one that was
+ * read at once. Of 300 rows held and 100 tokens to read:
+ *
+ *                 past   prompt   rows
+ *     else         300      100    400     keep past + 0.5 * prompt = 350
+ *     whole          0      400    400     keep past + 0.5 * prompt = 200
+ *
+ * A layer with a sliding window has given rows back that were tokens of the prompt, too: there all
+ * tokens seen count, so that a share of them is never less than it was for the prompt at once. */
+static pyr_shape shape_reading(const pyr_cache *cache, int layer, int64_t prompt, int64_t alive,
+                               bool whole) {
   pyr_shape shape = shape_of(cache, layer);
   shape.prompt = prompt;
   shape.past = shape.rows;
+  if (whole) {
+    shape.prompt += passes_miss(cache, layer) ? cache->tokens : shape.rows;
+    shape.past = 0;
+  }
   shape.rows += alive;
   shape.tokens += prompt;
   return shape;
@@ -477,10 +491,11 @@ static int64_t rows_of(const pyr_splits *s) {
 /* Plans of the layers from `layer` on, in their shapes of the moment before they read: no layer
  * from here on has been touched, and all tokens will reach it. Those that do not share are only
  * looked at: a layer that does must be reached by every token. */
-static pyr_status cascade_ask(pyr_cascade *c, pyr_cache *cache, int layer, int64_t prompt) {
+static pyr_status cascade_ask(pyr_cascade *c, pyr_cache *cache, int layer, int64_t prompt,
+                              bool whole) {
   for (int next = layer; next < cache->layers; next++) {
     pyr_eviction *e = &c->es.each[c->es.count];
-    pyr_shape shape = shape_reading(cache, next, prompt, prompt);
+    pyr_shape shape = shape_reading(cache, next, prompt, prompt, whole);
     PYR_TRY(ask(e, cache, PYR_WHEN_PREFILL, &shape, prompt));
     if (e->plan.prune & PYR_PRUNE_HIDDEN) return pyr_policy_hides(&e->splits);
     if (!is_united(e)) continue;
@@ -509,7 +524,8 @@ static void cascade_layout(pyr_cascade *c, pyr_arena *arena) {
 
 /* Two blocks, as a prefill's other memory: the host's depends on the model, the backend's on what
  * the plans say. What is taken here goes with pyr_layer_plans_free, whatever comes after it. */
-static pyr_status cascade_begin(pyr_cascade *c, pyr_cache *cache, int layer, int64_t prompt) {
+static pyr_status cascade_begin(pyr_cascade *c, pyr_cache *cache, int layer, int64_t prompt,
+                                bool whole) {
   pyr_backend *be = cache->pool->be;
   int64_t room = cache->layers - layer;
   pyr_arena count = { 0 }, host = { 0 }, block = { 0 };
@@ -521,7 +537,7 @@ static pyr_status cascade_begin(pyr_cascade *c, pyr_cache *cache, int layer, int
   host.block = c->host;
   pyr_evictions_layout_host(&c->es, room, cache->heads, &host);
   PYR_PART(&host, c->rows, room);
-  PYR_TRY(cascade_ask(c, cache, layer, prompt));
+  PYR_TRY(cascade_ask(c, cache, layer, prompt, whole));
   for (int64_t i = 0; i < c->es.count; i++) c->needed = c->needed || c->es.each[i].splits.needed;
   if (!c->needed) return PYR_OK;
   count = (pyr_arena){ 0 };
@@ -557,7 +573,8 @@ static pyr_status cascade_join(pyr_layer_plan *p, pyr_cache *cache, int64_t prom
   pyr_eviction *e = &p->eviction;
   p->shares = is_united(e);
   if (p->shares && alive < prompt) return pyr_policy_reached_by_few(&e->splits);
-  if (p->shares && !c->host) PYR_TRY(cascade_begin(c, cache, e->splits.layer, prompt));
+  if (p->shares && !c->host)
+    PYR_TRY(cascade_begin(c, cache, e->splits.layer, prompt, p->whole));
   if (c->host && !says_the_same(c, e)) return pyr_policy_not_pure(&e->splits);
   if (p->shares) e->splits.needed = c->needed;
   return PYR_OK;
@@ -787,9 +804,22 @@ static pyr_status ask_ahead(pyr_layer_plan *p, pyr_cache *cache, pyr_shape *shap
   return PYR_OK;
 }
 
+/* Old rows are judged as the prompt's own where a prompt is read in pieces. What only the newest
+ * piece has cannot judge them: hidden states to hand on, and scores of what the layer read, which
+ * guard old rows (own_rows_only). A plan that lets all rows be is fine, as is one without old rows.
+ */
+static pyr_status check_whole(const pyr_layer_plan *p) {
+  const pyr_splits *s = &p->eviction.splits;
+  bool hides = p->eviction.plan.prune & PYR_PRUNE_HIDDEN;
+  if (!p->whole || rows_marked(s->cache, s->layer) == 0 || !s->needed) return PYR_OK;
+  if (!hides && s->past == 0) return PYR_OK;
+  return pyr_policy_not_in_pieces(s, hides);
+}
+
 pyr_status pyr_layer_plan_ask(pyr_layer_plan *p, pyr_cache *cache, int layer, int64_t prompt,
                               int64_t alive, int flags) {
-  pyr_shape shape = shape_reading(cache, layer, prompt, alive);
+  p->whole = flags & PYR_PREFILL_WHOLE;
+  pyr_shape shape = shape_reading(cache, layer, prompt, alive, p->whole);
   p->before = shape.past;
   p->shares = false;
   p->last_position = cache->tokens + prompt - 1;
@@ -802,6 +832,7 @@ pyr_status pyr_layer_plan_ask(pyr_layer_plan *p, pyr_cache *cache, int layer, in
   }
   if (p->ahead) return ask_ahead(p, cache, &shape, alive);
   PYR_TRY(ask(&p->eviction, cache, PYR_WHEN_PREFILL, &shape, alive));
+  PYR_TRY(check_whole(p));
   PYR_TRY(cascade_join(p, cache, prompt, alive));
   if (flags & PYR_PREFILL_ALL) PYR_TRY(check_all_logits(p, &shape));
   shape.rows = p->eviction.splits.rows_after;

@@ -119,7 +119,9 @@ typedef struct pyr_layer_plan {      /* may not move while the layer reads */
                                         trigger */
   bool ahead, evicts;                /* plans are only checked as layers read, and carried out once
                                         all have (PYR_WHEN_PREPARED); whether any of them evicts */
-  int64_t before;                    /* the longest lane's rows before this prefill */
+  bool whole;                        /* rows held are judged as tokens of this prompt */
+  int64_t before;                    /* the longest lane's rows before this prefill, as plans are
+                                        told of them: 0 where they count as the prompt's */
   int64_t last_position;             /* of the prompt's last token */
   void *block;                       /* backend memory */
   size_t block_bytes;

@@ -301,6 +301,16 @@ pyr_status pyr_policy_reached_by_few(const pyr_splits *splits) {
                 "states: all tokens must reach such layers");
 }
 
+/* A prompt in pieces: of earlier ones there are rows, and nothing that only a running prefill has.
+ * Of 1,024 tokens that follow 512 others, the hidden states of the 512 are gone. */
+pyr_status pyr_policy_not_in_pieces(const pyr_splits *splits, bool hides) {
+  const pyr_answer a = { splits->cache, splits->layer, when_names[splits->when] };
+  return hides ? refuse(&a, "prune", "drops hidden states, which the rows of an earlier piece of "
+                        "this text have no more")
+      : refuse(&a, "score", "reads what the layer read, which the rows of an earlier piece of this "
+               "text have no more, unless the trigger tracks it");
+}
+
 pyr_status pyr_policy_not_pure(const pyr_splits *splits) {
   const pyr_answer a = { splits->cache, splits->layer, when_names[splits->when] };
   return refuse(&a, "keep", "is another than before the prompt was read: plans must be pure");

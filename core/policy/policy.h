@@ -39,6 +39,10 @@ pyr_status pyr_policy_ask_preparation(pyr_cache *cache, int64_t n, pyr_preparati
 pyr_status pyr_policy_check_prepared(pyr_cache *cache, const pyr_shape *shape,
                                      const pyr_trigger *trigger, const pyr_plan *plan);
 
+/* The error of a plan that judges rows of an earlier piece of a prompt (PYR_PREFILL_WHOLE) by what
+ * only its newest piece has: hidden states to drop, or a score of what the layer read. */
+pyr_status pyr_policy_not_in_pieces(const pyr_splits *splits, bool hides);
+
 /* The error of plans that evict where, before the prompt was read, they said that none would: no
  * pass has been read for them. */
 pyr_status pyr_policy_not_pure(const pyr_splits *splits);

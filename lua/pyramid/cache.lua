@@ -5,6 +5,7 @@ local dtypes = require "pyramid.loaders.dtypes"
 local options = require "pyramid.options"
 local policy = require "pyramid.policy"
 local score = require "pyramid.score"
+local sessions = require "pyramid.sessions"
 
 local cache = {}
 
@@ -49,8 +50,10 @@ local cache = {}
 ---@field note fun(self: pyramid.Cache): string?       of the file that it was loaded from
 ---@field clear fun(self: pyramid.Cache): true?, string?, string?    forgets every token
 ---@field close fun(self: pyramid.Cache)               gives its pages back
----@field package read fun(self: pyramid.Cache, ids: integer[], all?: boolean, prune?: boolean): any
----@field package read_embeddings fun(self: pyramid.Cache, rows: pyramid.Embeddings, all?: boolean, prune?: boolean): any
+---@field package read_ids fun(self: pyramid.Cache, ids: integer[], all?: boolean, prune?: boolean, whole?: boolean): any
+---@field package read_embeddings fun(self: pyramid.Cache, rows: pyramid.Embeddings, all?: boolean, prune?: boolean, whole?: boolean): any
+---@field package load_prefix fun(self: pyramid.Cache, path: string, n: integer): true?, string?, string?
+---@field package identity fun(self: pyramid.Cache): string
 ---@field package evaluate fun(self: pyramid.Cache, program?: string, layer: integer, head: integer): any
 ---@field package see fun(self: pyramid.Cache, ids: integer[], program: string): true?, string?, string?
 ---@field package cut fun(self: pyramid.Cache, bound?: table): true?, string?, string?
@@ -71,7 +74,10 @@ local Cache = core.cache_methods
 ---@field [integer] number
 
 local cache_keys = { policy = "any", dtype = "string", budget = "integer|string",
-  policy_seconds = "number", trace = "function" }
+  policy_seconds = "number", trace = "function", sessions = "string|table" }
+
+-- What caches share with a store (pyramid.SessionUse), by cache.
+local sharing = setmetatable({}, { __mode = "k" })
 
 --- How rows can be stored, and the bytes of a value then.
 cache.dtypes, cache.value_bytes = dtypes.rows, {}
@@ -96,6 +102,9 @@ end
 ---  told what each plan was and came to, once it is carried out, layer by layer, also by what is
 ---  forked from the cache. What it raises, and what takes it longer than policy_seconds, ends the
 ---  call as a policy's error does: the rows are as before
+---@field sessions? string|pyramid.Sessions
+---  a folder, or a store in one (pyramid.sessions): prompts read into the empty cache begin with
+---  what is stored of them, and what they add is stored
 
 ---@class pyramid.Spread      over the K/V heads of a layer
 ---@field min integer
@@ -131,13 +140,13 @@ end
 ---@param given? pyramid.CacheOptions
 ---@return userdata? pool
 ---@return table|string|nil bound policy, or a message
----@return table|string|nil telling  who is told of plans, for `make`; or a code
+---@return table|string|nil with  who is told of plans, and what is shared, for `make`; or a code
 function cache.prepare(what, model, given)
   given = options.check(what, given, cache_keys, 3)
-  local bound
+  local bound, found, store, message, code
   local seconds = given.policy_seconds or model.policy_seconds or policy.SECONDS
   if given.policy ~= nil then
-    local found, message, code = policy.load(given.policy)
+    found, message, code = policy.load(given.policy)
     if not found then return nil, message, code end
     bound = found:bind(model.tokenizer and function(text)
       return model:encode(text, { add = false })
@@ -152,41 +161,52 @@ function cache.prepare(what, model, given)
   if not cache.value_bytes[dtype] then
     error(("%s: unknown dtype '%s' (known: %s)"):format(what, dtype, cache.known_dtypes()), 3)
   end
-  local pool, message, code = core.pool(model:native(), dtype, options.bytes(what, given.budget, 3))
+  if given.sessions then
+    store, message, code = sessions.of(given.sessions)
+    if not store then return nil, message, code end
+  end
+  local pool
+  pool, message, code = core.pool(model:native(), dtype, options.bytes(what, given.budget, 3))
   if not pool then return nil, message, code end
   local described = model.description
-  return pool, bound, given.trace and { seconds = seconds, fn = function(record)
+  return pool, bound, { seconds = seconds, fn = given.trace and function(record)
     record.model = described
     given.trace(record)
-  end }
+  end, store = store, policy = found, dtype = dtype }
 end
 
 ---A cache in a pool, new or from a file.
 ---@param model pyramid.Model
 ---@param pool userdata
 ---@param bound? table
----@param telling? table  as from `prepare`
+---@param with table  as from `prepare`
 ---@param path? string   a saved cache
 ---@return pyramid.Cache?
 ---@return string? message
 ---@return string? code
-function cache.make(model, pool, bound, telling, path)
+function cache.make(model, pool, bound, with, path)
   local made, message, code
   if path then made, message, code = core.load_cache(model:native(), pool, bound, path)
   else made, message, code = core.cache(model:native(), pool, bound) end
   if not made then return nil, message, code end
   core.set_owner(made, model)
-  if telling then made:tell(telling.fn, telling.seconds) end
+  if with.fn then made:tell(with.fn, with.seconds) end
+  if with.store then
+    sharing[made] = { store = with.store, policy = with.policy, dtype = with.dtype, reused = 0 }
+  end
   return made
 end
 
-local prefill_keys = { all = "boolean", prune = "boolean", progress = "function" }
+local prefill_keys = { all = "boolean", prune = "boolean", progress = "function",
+  boundaries = "table" }
 
 ---@class pyramid.PrefillOptions
 ---@field all? boolean     logits of every position
 ---@field prune? boolean   false: appends without asking the policy
 ---@field progress? fun(done: integer, total: integer): boolean?
 ---  called between layers and chunks; returning true cancels
+---@field boundaries? integer[]
+---  with `sessions`: after how many tokens what others may share ends, such as a system prompt
 
 ---Rows of the model's width, one for what would be a token: packed f32 as the machine has them, a
 ---matrix, or a sequence of rows, each a sequence or a vector.
@@ -208,20 +228,30 @@ local prefill_keys = { all = "boolean", prune = "boolean", progress = "function"
 ---@return string? code
 function Cache:prefill(prompt, given)
   given = options.check("cache:prefill", given, prefill_keys)
-  local read, source = self.read, prompt
+  local read, source, use = self.read_ids, prompt, sharing[self]
   if type(prompt) == "table" and rawget(prompt, "embeddings") ~= nil then
     options.check("cache:prefill", prompt, { embeddings = "any" })
-    read, source = self.read_embeddings, prompt.embeddings
+    read, source, use = self.read_embeddings, prompt.embeddings, nil
   end
-  if not given.progress then return read(self, source, given.all, given.prune) end
-  local open, runtime = pcall(function(owner) return owner:runtime() end, self:owner())
-  if not open then
-    error("cache:prefill: progress needs the model, which is closed; read without it", 2)
+  local function reading(ids, prune, whole, progress)
+    if not progress then return read(self, ids, given.all, prune, whole) end
+    local open, runtime = pcall(function(owner) return owner:runtime() end, self:owner())
+    if not open then
+      error("cache:prefill: progress needs the model, which is closed; read without it", 0)
+    end
+    runtime:on_progress(progress)
+    local _ <close> = setmetatable({}, { __close = function() runtime:on_progress(nil) end })
+    return read(self, ids, given.all, prune, whole)
   end
-  runtime:on_progress(given.progress)
-  local _ <close> = setmetatable({}, { __close = function() runtime:on_progress(nil) end })
-  return read(self, source, given.all, given.prune)
+  if use and type(source) == "table" and not given.all and self:tokens() == 0 then
+    return sessions.prefill(self, use, source, given, reading)
+  end
+  return reading(source, given.prune, false, given.progress)
 end
+
+---How many tokens of the prompt that it began with came from its `sessions`.
+---@return integer
+function Cache:reused() return sharing[self] and sharing[self].reused or 0 end
 
 ---Evicts at once: in each layer what the prefill plan of a policy (left out: the cache's own) says
 ---of the rows held now, as if they were a prompt just read (`l.prompt` and `l.rows` are the rows

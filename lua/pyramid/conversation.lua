@@ -39,7 +39,8 @@ Conversation.__index = Conversation
 Conversation.__name = "pyramid.conversation"
 
 local keys = { system = "string", format = "string", policy = "any", dtype = "string",
-  budget = "integer|string", policy_seconds = "number", trace = "function", thinking = "boolean",
+  budget = "integer|string", policy_seconds = "number", trace = "function",
+  sessions = "string|table", thinking = "boolean",
   date = "string", tools = "table", documents = "table", variables = "table" }
 
 ---@class pyramid.ConversationOptions: pyramid.CacheOptions
@@ -107,6 +108,28 @@ local function first_ids(tokenizer, text)
   return tokenizer:encode(text, { add = false, bos = tokenizer.adds_bos or nil })
 end
 
+-- After how many of the ids what others may share ends: the system message, and the last answer.
+-- Where tokens join over such an end, what both have in common before it.
+local function boundaries_of(tokenizer, format, messages, how, whole, ids)
+  local ends, out, system = {}, {}, 0
+  while messages[system + 1] and messages[system + 1].role == "system" do system = system + 1 end
+  ends[1] = system > 0 and system or nil
+  for i = #messages, system + 1, -1 do
+    if messages[i].role == "assistant" then
+      ends[#ends + 1] = i
+      break
+    end
+  end
+  for _, last in ipairs(ends) do
+    local text = render_as(tokenizer, format, table.move(messages, 1, last, 1, {}), false, how)
+    local start = text and begins_with(whole, text) and first_ids(tokenizer, text)
+    local same = 0
+    while start and start[same + 1] and start[same + 1] == ids[same + 1] do same = same + 1 end
+    if same > 0 then out[#out + 1] = same end
+  end
+  return out
+end
+
 -- The format of a call: what it names, or the model's own, compiled.
 local function find_format(what, model, named)
   if not model.tokenizer then return nil, what .. ": the model has no tokenizer", "unsupported" end
@@ -143,7 +166,7 @@ function conversation.new(model, given)
       documents = given.documents, variables = given.variables, now = os.date "*t" },
     messages = {}, waiting = {}, seen = {},
     cache_options = { policy = given.policy, dtype = given.dtype, budget = given.budget,
-      policy_seconds = given.policy_seconds, trace = given.trace },
+      policy_seconds = given.policy_seconds, trace = given.trace, sessions = given.sessions },
     rereads = 0, turn_end = "" },
     Conversation)
   if format ~= "none" then
@@ -207,10 +230,13 @@ local function new_ids(self, messages)
   else ids, message, code = first_ids(tokenizer, whole)
   end
   if not ids then return nil, message, code end
-  local cache
+  local cache, boundaries
   cache, message, code = self.model:cache(self.cache_options)
   if not cache then return nil, message, code end
-  return ids, cache, whole
+  if self.cache_options.sessions and self.format ~= "none" then
+    boundaries = boundaries_of(tokenizer, self.format, messages, self.how, whole, ids)
+  end
+  return ids, cache, whole, boundaries
 end
 
 local how_keys = { sampler = "any", max_tokens = "integer", stop = "string|table",
@@ -252,7 +278,7 @@ function Conversation:say(given, how)
     messages[#messages + 1] = said
   end
   if #messages == 0 then return nil, "conversation:say: there is nothing to answer", "argument" end
-  local ids, cache, whole = new_ids(self, messages)
+  local ids, cache, whole, boundaries = new_ids(self, messages)
   if not ids then return nil, cache, whole end
   local anew = cache ~= self.cache
   local stops = type(how.stop) == "string" and { how.stop } or copy(how.stop or {})
@@ -278,7 +304,7 @@ function Conversation:say(given, how)
   end
   local run <close>, message, code = self.model:generate(ids, { cache = cache, sampler = picker,
     max_tokens = how.max_tokens, stop = stops, progress = how.progress, clock = how.clock,
-      logprobs = how.logprobs, speculate = guesses,
+      logprobs = how.logprobs, speculate = guesses, boundaries = boundaries,
     prune = anew })
   if not run then return nil, message, code end
   append(seen, ids)
@@ -358,6 +384,8 @@ for key, kind in pairs(generate.keys) do answer_keys[key] = kind end
 ---@return string? text
 ---@return pyramid.GenerateOptions|string|nil rest
 ---@return string? code
+---@return pyramid.jinja.Template? format  … and what it is told
+---@return table? how
 function conversation.render(what, model, messages, given)
   local format, message, code = find_format(what, model, given and given.format)
   if not format then return nil, message, code end
@@ -375,10 +403,10 @@ function conversation.render(what, model, messages, given)
     stops[#stops + 1] = ending
     rest.stop = stops
   end
-  return whole, rest
+  return whole, rest, nil, format, how
 end
 
----The same as ids.
+---The same as ids; with `sessions`, the rest has `boundaries`, too.
 ---@param what string
 ---@param model pyramid.Model
 ---@param messages pyramid.Message[]
@@ -387,11 +415,14 @@ end
 ---@return pyramid.GenerateOptions|string|nil rest
 ---@return string? code
 function conversation.prompt(what, model, messages, given)
-  local whole, rest, code = conversation.render(what, model, messages, given)
+  local whole, rest, code, format, how = conversation.render(what, model, messages, given)
   if not whole then return nil, rest, code end
   local ids, message
   ids, message, code = first_ids(model.tokenizer, whole)
   if not ids then return nil, message, code end
+  if rest.sessions and not rest.boundaries then
+    rest.boundaries = boundaries_of(model.tokenizer, format, messages, how, whole, ids)
+  end
   return ids, rest
 end
 

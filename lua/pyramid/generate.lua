@@ -16,7 +16,7 @@ local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "
   dtype = "string", budget = "integer|string", cache = "userdata", special = "boolean",
     progress = "function", clock = "function", ignore_eos = "boolean", prune = "boolean",
       policy_seconds = "number", trace = "function", logprobs = "boolean|integer",
-        speculate = "boolean|table" }
+        speculate = "boolean|table", sessions = "string|table", boundaries = "table" }
 
 generate.keys = keys
 
@@ -26,6 +26,8 @@ generate.keys = keys
 ---@field budget? integer|string
 ---@field policy_seconds? number
 ---@field trace? fun(record: pyramid.Trace)   told of each plan, see pyramid.CacheOptions
+---@field sessions? string|pyramid.Sessions   of the cache that is made, see pyramid.CacheOptions
+---@field boundaries? integer[]     as in pyramid.PrefillOptions; of messages they are found
 ---@field cache? pyramid.Cache      goes on in this one instead
 ---@field sampler? pyramid.Sampler|pyramid.SamplerOptions   greedy by default
 ---@field max_tokens? integer       256 by default
@@ -61,6 +63,7 @@ Generation.__name = "pyramid.generation"
 
 ---@class pyramid.GenerationStats
 ---@field prompt_tokens integer
+---@field reused_tokens integer     of these, those that came from `sessions`
 ---@field generated_tokens integer
 ---@field prefill_seconds number
 ---@field decode_seconds number
@@ -158,13 +161,14 @@ function generate.start(model, prompt, given)
   end
   local cache, own = given.cache, false
   if cache and (given.policy or given.dtype or given.budget or given.policy_seconds
-    or given.trace) then
+    or given.trace or given.sessions) then
     error("model:generate: a cache that is given has its own policy, dtype, budget, "
-      .. "policy_seconds and trace", 2)
+      .. "policy_seconds, trace and sessions", 2)
   end
   if not cache then
     cache, message, code = model:cache { policy = given.policy, dtype = given.dtype,
-      budget = given.budget, policy_seconds = given.policy_seconds, trace = given.trace }
+      budget = given.budget, policy_seconds = given.policy_seconds, trace = given.trace,
+        sessions = given.sessions }
     if not cache then return nil, message, code end
     own = true
   end
@@ -178,7 +182,8 @@ function generate.start(model, prompt, given)
     if given.prune == false then
       logits, message, code = follow(cache, ids, { progress = given.progress })
     else
-      logits, message, code = cache:prefill(ids, { progress = given.progress })
+      logits, message, code = cache:prefill(ids, { progress = given.progress,
+        boundaries = given.boundaries })
     end
   end
   -- rows that stand for no ids are nothing that a penalty could know again
@@ -202,7 +207,8 @@ function generate.start(model, prompt, given)
     logprobs = given.logprobs and {} or nil, alternatives = math.type(given.logprobs) == "integer"
       and given.logprobs or 0,
     pending = "",   -- decoded text that may be the beginning of a stop text
-    stats = { prompt_tokens = cache:tokens() - before, generated_tokens = 0,
+    stats = { prompt_tokens = cache:tokens() - before,
+      reused_tokens = before == 0 and cache:reused() or 0, generated_tokens = 0,
       prefill_seconds = clock() - began, decode_seconds = 0, cache_bytes = cache:bytes(),
         cache_fraction = cache:fraction(), cache_reading = cache:reading(),
         pruned = cache:evicted() > 0 },

@@ -7,6 +7,7 @@ local json = require "pyramid.json"
 local model = require "pyramid.model"
 local policy = require "pyramid.policy"
 local sampler = require "pyramid.sampler"
+local sessions = require "pyramid.sessions"
 
 local host = {}
 
@@ -29,6 +30,8 @@ Host.__index = Host
 ---@field policy_seconds? number
 ---@field cache_dtype? string
 ---@field cache_budget? integer
+---@field sessions? string        a folder
+---@field sessions_bytes? integer
 
 local function load_policy(o)
   local chosen, message, code = policy.load(o.policy or "full")
@@ -50,13 +53,18 @@ end
 function host.open(path, o)
   local chosen, message, code = load_policy(o)
   if not chosen then return nil, message, code end
-  local opened
+  local store, opened
+  if o.sessions then
+    if (o.sessions_bytes or 0) == 0 then o.sessions_bytes = nil end
+    store, message, code = sessions.open(o.sessions, { bytes = o.sessions_bytes })
+    if not store then return nil, message, code end
+  end
   opened, message, code = model.open(path, { device = o.device, threads = o.threads,
     memory = o.memory, map = o.map, weights = o.weights, precision = o.precision,
       context = o.context, scaling = o.scaling })
   if not opened then return nil, message, code end
   local cache_options = { policy = chosen, dtype = o.cache_dtype, budget = o.cache_budget,
-    policy_seconds = o.policy_seconds }
+    policy_seconds = o.policy_seconds, sessions = store }
   local cache
   cache, message, code = opened:cache(cache_options)
   if not cache then

@@ -22,12 +22,15 @@ local core = require "pyramid.core"
 ---  makes a sampler; no options: a greedy one
 ---@field policy fun(which: pyramid.PolicyLike, options?: table): pyramid.Policy?, string?, string?
 ---  a policy by name, by the path of a policy file, or from a definition; with options
+---@field sessions fun(path: string, options?: pyramid.SessionsOptions): pyramid.Sessions?, string?, string?
+---  a store of saved caches in a folder, for the option `sessions` of caches
 local pyramid = {
   version = core.version,
   model = require("pyramid.model").open,           -- (path, options) -> model
   tokenizer = require("pyramid.tokenizer").load,   -- (path) -> tokenizer alone
   sampler = require "pyramid.sampler",             -- (options) -> sampler
   policy = require("pyramid.policy").load,         -- (name, path or table, options) -> policy
+  sessions = require("pyramid.sessions").open,     -- (folder, options) -> store
 }
 
 return pyramid

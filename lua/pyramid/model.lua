@@ -19,6 +19,7 @@ local model = {}
 ---@field path string
 ---@field precision "f32"|"bf16"|"int8"
 ---  of its matrix products: what was asked for, where the processor or the device has it
+---@field package converted? string    what its weights were asked to become
 ---@field warnings string[]
 ---  what its user should know, a line each: what was converted, what in its file is odd
 local Model = {}
@@ -131,7 +132,8 @@ function model.open(path, given)
   if not loaded or not runtime then return nil, message, code end
   local self = setmetatable({ config = loaded.config, description = loaded.description, path = path,
     precision = runtime:isa():match "bf16$" or runtime:isa():match "int8$" or "f32",
-    warnings = loaded.warnings, policy_seconds = given.policy_seconds }, Model)
+    warnings = loaded.warnings, policy_seconds = given.policy_seconds,
+      converted = given.weights }, Model)
   self.handle, self.root = loaded.handle, runtime
   if loaded.tokenizer then
     self.tokenizer, message, code = tokenizer.load(loaded.tokenizer, { ids = loaded.config.vocab })

@@ -91,6 +91,29 @@ end
 ---@return string
 function score.program(value) return programs[value] end
 
+---How many of a prompt's last queries a score looks at (0: none, or no score); nil and why, where
+---it needs more of the prompt than its rows and so many queries.
+---@param value? pyramid.Score
+---@return integer?
+---@return string? why
+function score.queries(value)
+  local program, most = programs[value] or "", 0
+  for at = 1, #program, 12 do
+    local code, _, inputs, queries = string.unpack("<BBBxi4", program, at)
+    if code == codes.attention and queries == 0 or code == codes.history
+      or code == codes.expected then
+      return nil, "it looks at all queries of the prompt"
+    elseif code == codes.learned or code == codes.custom and inputs ~= 0 then
+      return nil, "it looks at hidden states of the whole prompt"
+    elseif code == codes.probed then
+      return nil, "it looks at what a probe of the prompt found"
+    elseif code == codes.attention then
+      most = math.max(most, queries)
+    end
+  end
+  return most
+end
+
 ---Keeps in `slots` what a plan's score refers to, for as long as it may be asked for: tables for
 ---good, custom scores until the same layer's plan is made anew.
 ---@param slots table

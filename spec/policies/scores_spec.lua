@@ -519,7 +519,7 @@ describe("scores at work", function()
       local cache <close> = assert(core.cache(model:native(), pool, { { [1] = object },
         name = "named", prefill = function() return 10, 1, 2, 0, 1, program, 0, 0, nil, 0 end }))
       cache:tell(function(record) why = record.why end)
-      return cache:read(prompt(40), false, true) and why
+      return cache:read_ids(prompt(40), false, true) and why
     end
     for i, name in ipairs(all_codes()) do
       local why = told(name, i - 1, 0) or told(name, i - 1, 1) or told(name, i - 1, 2)
@@ -565,7 +565,7 @@ describe("scores at work", function()
       bound[1] = { [3] = vector { 1, 2, 3 }, [7] = vector { { 1, 2 } },
         [5] = { function(lane) return lane.positions end, "a", "b", "c" } }
       local cache <close> = assert(core.cache(model:native(), pool, bound))
-      local logits, message, code = cache:read(prompt(40), false, true)
+      local logits, message, code = cache:read_ids(prompt(40), false, true)
       if logits then ran = ran + 1
       else
         assert.equal("policy", code, message)

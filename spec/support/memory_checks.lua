@@ -23,6 +23,7 @@ local function check(model_path)
   must(fork:step(ids[2]))
   must(fork:save(path))
   must(must(model:load_cache(path, options)):step(ids[3]))
+  must(must(model:cache(options)):load_prefix(path, fork:tokens()))
   local batch = must(model:batch(options))
   must(batch:add(ids, pyramid.sampler { temperature = 1 }))
   for _ = 1, 2 do must(batch:step()) end

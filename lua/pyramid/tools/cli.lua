@@ -13,6 +13,7 @@ local options = require "pyramid.options"
 local picture = require "pyramid.tools.picture"
 local policy = require "pyramid.policy"
 local sampler = require "pyramid.sampler"
+local sessions = require "pyramid.sessions"
 local store = require "pyramid.tools.store"
 
 -- A script is a program: from here on it reads and writes numbers and sorts as in the C locale,
@@ -185,6 +186,28 @@ function cli.add_cache(parser)
       if seconds and seconds >= 0 then return seconds end
       return nil, ("--policy-seconds must be a number from 0, not '%s'"):format(text)
     end)
+end
+
+---@param parser table
+function cli.add_sessions(parser)
+  option(parser, "--sessions", "DIR", "Keep what is read in this folder, and begin with what is "
+    .. "there of a prompt. `pyramid sessions DIR` lists it.")
+  option(parser, "--sessions-bytes", "SIZE", "The most that its files may take; what was used "
+    .. "longest ago goes. (default: 4 GiB; 0: any)")
+end
+
+---The store of --sessions, opened once; nil where it was not given.
+---@param args table
+---@return pyramid.Sessions?
+function cli.sessions(args)
+  if args.sessions_bytes and not args.sessions then
+    cli.fail("--sessions-bytes goes with --sessions", "Name the folder, too.")
+  end
+  if type(args.sessions) == "string" then
+    args.sessions = cli.must(guarded(sessions.open, args.sessions,
+      { bytes = tonumber(args.sessions_bytes) or args.sessions_bytes, warn = cli.warn }))
+  end
+  return args.sessions
 end
 
 ---@param parser table
@@ -454,7 +477,7 @@ end
 ---@return pyramid.CacheOptions
 function cli.cache_options(args, chosen)
   return { policy = chosen, dtype = args.cache_dtype, budget = args.budget,
-    policy_seconds = args.policy_seconds, trace = cli.trace(args) }
+    policy_seconds = args.policy_seconds, trace = cli.trace(args), sessions = cli.sessions(args) }
 end
 
 ---@param args table
