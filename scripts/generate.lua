@@ -2,6 +2,8 @@
 local chat = require "pyramid.chat"
 local cli = require "pyramid.tools.cli"
 local conversation = require "pyramid.conversation"
+local core = require "pyramid.core"
+local endless = require "pyramid.compose".endless
 local picture = require "pyramid.tools.picture"
 local target = require "pyramid.tools.target"
 
@@ -10,12 +12,16 @@ local parser = cli.parser("[options] [PROMPT]",
 Examples:
    pyramid generate "Once upon a time" --max-tokens 100
    pyramid generate --prompt-file book.txt --policy pyramidinfer ratio=0.6 --stats
+   pyramid generate --stream book.txt --policy h2o rows=1024 "Who was the captain?"
    pyramid generate --messages asked.json --tools tools.json
    pyramid generate -t 0.8 --top-p 0.95 --seed 7 --stop '\n\n' <prompt.txt
 Short: -m --model, -p --policy, -n --max-tokens, -t --temperature, -f --prompt-file.]])
 parser:argument("prompt", "The prompt; without one, --prompt-file or standard input."):args "*"
 cli.option(parser, "--prompt-file", "FILE", "Read the prompt from a file (- is standard input).",
   { short = "-f" })
+cli.option(parser, "--stream", "FILE", "Before the prompt read this, of any length (- is standard "
+  .. "input): block by block, the policy cutting after each, past the model's context, too.")
+cli.option(parser, "--block", "N", "Tokens of a block of --stream. (default: 512)", { integer = 1 })
 cli.option(parser, "--messages", "FILE",
   "Answer a JSON list of messages, each with role and content, in the model's chat format, instead.")
 cli.option(parser, "--template", "NAME",
@@ -87,7 +93,7 @@ local function prompt_text()
 end
 
 local function prompt_ids(model, text)
-  local ids = cli.must(model:encode(text))
+  local ids = cli.must(model:encode(text, { add = not args.stream and nil }))
   if #ids == 0 then cli.fail("the prompt is empty", "Give at least one character.") end
   local limit = args.context
   if limit and #ids > limit then
@@ -131,7 +137,38 @@ local function show_stats(model, run, rows, label)
   io.stderr:write("\n", table.concat(lines, "\n"), "\n")
 end
 
+-- Reads --stream, and says how far it is.
+local function read_stream(model, cache)
+  local file, message = io.stdin, nil
+  if args.stream ~= "-" then file, message = io.open(args.stream, "rb") end
+  if not file then cli.fail(message) end
+  local size = file ~= io.stdin and file:seek "end" or 0
+  if size > 0 then file:seek "set" end
+  local progress <close> = picture.progress "reading the stream"
+  local began = core.clock()
+  cli.hints.context = ("Under a policy with a budget in rows it may be longer: --policy streaming "
+    .. "rows=%d, for example."):format(math.max(model.config.context // 4, 1))
+  local read = cli.must(cache:read(file, { block = args.block, progress = function()
+    if size > 0 then progress.update(file:seek "cur", size) end
+  end }))
+  if file ~= io.stdin then file:close() end
+  if args.stats then
+    progress:close()
+    local seconds = core.clock() - began
+    io.stderr:write(("stream     %d tokens in %d blocks, %s, %.0f tok/s, %s held\n"):format(
+      read.tokens, read.blocks, picture.seconds(seconds), cli.rate(read.tokens, seconds),
+        cli.bytes(cache:bytes())))
+  end
+  return read.tokens
+end
+
 local policy, label = cli.one_policy(args)
+if args.block and not args.stream then
+  cli.fail("--block goes with --stream", "Name the file that is read in blocks.")
+end
+if args.stream and (policy.definition.prefill or policy.definition.decode) then
+  policy = endless(policy)
+end
 check_source()
 local source = args.messages and read_messages() or prompt_text()
 local model <close> = cli.open_text_model(args)
@@ -143,14 +180,16 @@ local speculation, draft = cli.speculation(args)
 local _ <close> = draft
 local cache <close> = cli.must(model:cache(cli.cache_options(args, policy)))
 
+local streamed = args.stream and read_stream(model, cache)
 local progress <close> = picture.progress(("prefill of %d tokens"):format(#ids))
 local run <close> = cli.must(model:generate(ids,
   { cache = cache, sampler = cli.sampler(args), max_tokens = args.max_tokens, stop = stop,
     speculate = speculation, ignore_eos = args.ignore_eos, progress = progress.update,
+      prune = not args.stream and nil,
       boundaries = boundaries }))
 progress:close()
 local kept = cache:fraction()                  -- of the prompt
-local warning = target.warning(policy, label, kept, #ids)
+local warning = not streamed and target.warning(policy, label, kept, #ids) or nil
 
 local pieces, made = {}, {}
 io.stdout:setvbuf "no"                         -- a piece is seen when it is made
@@ -166,6 +205,7 @@ local rows = cli.layer_rows(cache, model.config)
 if args.json then
   local stats = run.stats
   local out = cli.description(model, policy)
+  out.stream_tokens = streamed
   out.text, out.ids, out.finish = table.concat(pieces), made, run.finish
   out.prompt_tokens, out.generated_tokens = stats.prompt_tokens, stats.generated_tokens
   out.reused_tokens = stats.reused_tokens

@@ -496,7 +496,9 @@ static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer, bool sa
     return pyr_runtime_set_error(s->rt, PYR_UNSUPPORTED,
                                  "%s: its steps read less than is held, and the device \"%s\" "
                                  "reads all rows", s->path, cache->pool->be->name);
-  if (!cache->states[layer].compact && cache->tokens > cache->pool->model->config.context)
+  const pyr_model_config *c = &cache->pool->model->config;
+  bool slides = c->window && c->window[layer] > 0;    /* beside compact layers it has no end */
+  if (!cache->states[layer].compact && !slides && cache->tokens > c->context)
     return bad(s, "counters", "are out of range");
   if (!pyr_trigger_tracks(trigger)) return PYR_OK;
   int depth;

@@ -338,9 +338,15 @@ pyr_status pyr_forward_check_room(const pyr_cache *cache, int64_t n) {
   /* the position that the first of them is rotated to, at most; learned positions are the
    * tokens' */
   int64_t before = c->positions ? cache->tokens : 0;
-  for (int layer = 0; layer < cache->layers; layer++)
-    before = pyr_max(before, cache->states[layer].compact ? pyr_cache_layer_rows(cache, layer)
-                      : cache->tokens);
+  bool compact = false;
+  for (int layer = 0; layer < cache->layers; layer++) compact |= cache->states[layer].compact;
+  /* Where other layers are compact, one with a sliding window bounds nothing: it sees differences
+   * of positions below its window alone, however far the text goes. */
+  for (int layer = 0; layer < cache->layers; layer++) {
+    bool slides = compact && c->window && c->window[layer] > 0;
+    before = pyr_max(before, slides || cache->states[layer].compact
+                     ? pyr_cache_layer_rows(cache, layer) : cache->tokens);
+  }
   if (n > c->context - before)
     return pyr_runtime_set_error(rt, PYR_CONTEXT,
                                  "%lld tokens after %lld are more than the model's context of %d",

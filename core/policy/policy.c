@@ -157,8 +157,10 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
                   "needs losers: prune = \"hidden\" leaves the layer's own rows whole");
   if (plan->rotate != PYR_ROTATE_KEEP && plan->rotate != PYR_ROTATE_COMPACT)
     return refuse(a, "rotate", "is unknown");
-  if (plan->rotate == PYR_ROTATE_COMPACT && (plan->share != PYR_SHARE_LAYER || hidden))
-    return refuse(a, "rotate", "\"compact\" needs share = \"layer\" and prune = \"cache\"");
+  if (plan->rotate == PYR_ROTATE_COMPACT && (!pyr_plan_keeps_equal(plan) || hidden))
+    return refuse(a, "rotate",
+                  "\"compact\" needs prune = \"cache\" and heads that keep as many rows as each "
+                  "other: share = \"layer\", or \"head\" with one number to keep");
   if (plan->rotate == PYR_ROTATE_COMPACT && (fault = fixed_positions(a->cache)) != NULL)
     return refuse(a, "rotate", fault);
   if ((fault = pyr_score_check(&plan->score, &depth)) != NULL) return refuse(a, "score", fault);

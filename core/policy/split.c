@@ -85,6 +85,13 @@ bool pyr_split_loses(const pyr_splits *s, int head) {
       || (pyr_plan_is_open(s->plan) && lane->min < lane->candidates);
 }
 
+/* A layer's sliding window; 0: none. Its keys are never turned: rows of one window are near each
+ * other at any position, so that nothing needs to be placed anew for a text without end. */
+static int32_t window_of(const pyr_cache *cache, int layer) {
+  const int32_t *windows = cache->pool->model->config.window;
+  return windows ? windows[layer] : 0;
+}
+
 void pyr_splits_make(pyr_splits *out, pyr_cache *cache, int layer, const pyr_plan *plan,
                      pyr_when when, int64_t coming, pyr_split *lanes) {
   pyr_splits s = { .cache = cache, .layer = layer, .plan = plan, .when = when,
@@ -118,7 +125,8 @@ void pyr_splits_make(pyr_splits *out, pyr_cache *cache, int layer, const pyr_pla
   bool together = plan->share == PYR_SHARE_LAYER && pyr_cache_lanes_equal(cache, layer);
   s.groups = together ? 1 : cache->heads;
   s.members = cache->heads / s.groups;
-  s.turns = s.needed && (plan->rotate == PYR_ROTATE_COMPACT || cache->states[layer].compact);
+  s.turns = s.needed && !window_of(cache, layer)
+      && (plan->rotate == PYR_ROTATE_COMPACT || cache->states[layer].compact);
   *out = s;
 }
 
@@ -129,9 +137,15 @@ int64_t pyr_split_first_written(const pyr_splits *s, int head) {
   return anywhere ? 0 : s->lanes[head].first;
 }
 
+/* Then no layer would be compact, and the text would end with the model's context all the same. */
+static bool all_slide(const pyr_cache *cache) {
+  for (int layer = 0; layer < cache->layers; layer++)
+    if (!window_of(cache, layer)) return false;
+  return true;
+}
+
 const char *pyr_splits_fault(const pyr_splits *s, const char **field) {
   const pyr_plan *plan = s->plan;
-  const int32_t *window = s->cache->pool->model->config.window;
   bool equal = pyr_cache_lanes_equal(s->cache, s->layer), ranks = plan->prune & PYR_PRUNE_HIDDEN;
   if (!s->needed) return NULL;
   for (int head = 0; head < s->cache->heads; head++)
@@ -141,11 +155,12 @@ const char *pyr_splits_fault(const pyr_splits *s, const char **field) {
     return "is \"layer\", but the heads hold unequal numbers of rows (\"head\" and \"pool\" "
            "judge each by its own)";
   *field = "rotate";
+  if (plan->rotate == PYR_ROTATE_COMPACT && all_slide(s->cache))
+    return "cannot be \"compact\" in a model whose layers all have a sliding window";
   if (!s->turns || !(plan->prune & PYR_PRUNE_CACHE)) return NULL;
-  if (window && window[s->layer] > 0)
-    return "cannot be \"compact\" in a layer with a sliding window";
   if (!equal) return "cannot be \"compact\" where the heads hold unequal numbers of rows";
-  if (plan->share != PYR_SHARE_LAYER)
-    return "was \"compact\": the layer's heads must go on sharing their rows (share = \"layer\")";
+  if (!pyr_plan_keeps_equal(plan))
+    return "was \"compact\": the layer's heads must go on keeping as many rows as each other "
+           "(share = \"layer\", or \"head\" with one number to keep)";
   return NULL;
 }

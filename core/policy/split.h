@@ -72,6 +72,14 @@ static inline bool pyr_plan_is_open(const pyr_plan *plan) {
   return plan->mass > 0 || plan->bounded;
 }
 
+/* Whether lanes of one length are of one length after it, whatever the scores: what compacted
+ * layers need, as the next key goes to the index that is next in all of them. */
+static inline bool pyr_plan_keeps_equal(const pyr_plan *plan) {
+  return plan->share == PYR_SHARE_LAYER
+      || (plan->share == PYR_SHARE_HEAD && plan->keep_count == 0 && plan->weight.length == 0
+          && !pyr_plan_is_open(plan));
+}
+
 /* lanes: room for [heads]. The plan must outlive the splits. */
 void pyr_splits_make(pyr_splits *out, pyr_cache *cache, int layer, const pyr_plan *plan,
                      pyr_when when, int64_t coming, pyr_split *lanes);

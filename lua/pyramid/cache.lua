@@ -6,6 +6,7 @@ local options = require "pyramid.options"
 local policy = require "pyramid.policy"
 local score = require "pyramid.score"
 local sessions = require "pyramid.sessions"
+local stream = require "pyramid.stream"
 
 local cache = {}
 
@@ -252,6 +253,73 @@ end
 ---How many tokens of the prompt that it began with came from its `sessions`.
 ---@return integer
 function Cache:reused() return sharing[self] and sharing[self].reused or 0 end
+
+local read_keys = { block = "integer", policy = "any", special = "boolean", progress = "function" }
+
+---@class pyramid.ReadOptions
+---@field block? integer         tokens that are read at a time (512)
+---@field policy? pyramid.PolicyLike
+---  evicts after each block, as cache:evict does, instead of the cache's own while it is read
+---@field special? boolean       false: texts of special tokens are ordinary text
+---@field progress? fun(tokens: integer, blocks: integer): boolean?
+---  after each block: how many were read; returning true cancels
+
+---What was read of a stream.
+---@class pyramid.ReadStream
+---@field tokens integer
+---@field blocks integer
+
+---A text of any length: a function that gives texts or sequences of ids, of any lengths, until it
+---gives nil (nil and a message: it failed); a file of io's; a text; a sequence of ids.
+---@alias pyramid.Stream (fun(): string|integer[]|nil, string?, string?)|file*|string|integer[]
+
+---Reads a text of any length in bounded memory and time: block by block, and after each the
+---policy's plan for prompts judges the rows held and the block's together, as those of one prompt.
+---Under a policy with a budget in rows the cache stays as large as that; a plan with rotate =
+---"compact" (as policy.endless makes it of another) goes on past the model's context. What ends the
+---reading (the stream fails, or raises; it gives what is neither text nor ids; the context or a
+---budget is full) leaves the blocks before it.
+---@param from pyramid.Stream
+---@param given? pyramid.ReadOptions
+---@return pyramid.ReadStream?
+---@return string? message
+---@return string? code
+function Cache:read(from, given)
+  given = options.check("cache:read", given, read_keys)
+  local size, found = given.block or 512, nil
+  if size < 1 then error("cache:read: a block is 1 token or more", 2) end
+  if given.policy ~= nil then
+    local chosen, message, code = policy.load(given.policy)
+    if not chosen then return nil, message, code end
+    found = chosen:bind()
+  end
+  local owner = self:owner()
+  local bos = owner.tokenizer and owner.tokenizer.adds_bos or nil
+  local reader = stream.open(from, function(text, begins)
+    return owner:encode(text, { special = given.special, add = false, bos = begins and bos or nil })
+  end, self:tokens() == 0)
+  if not reader then
+    error(("cache:read: a function, a file, a text or ids are wanted, not a %s"):format(type(from)),
+      2)
+  end
+  local done = { tokens = 0, blocks = 0 }
+  while true do
+    local read
+    local ids, message, code = reader:block(size)
+    if not ids then return nil, message, code end
+    if #ids == 0 then return done end
+    read, message, code = self:read_ids(ids, false, found == nil, true)
+    if not read then return nil, message, code end
+    done.tokens, done.blocks = done.tokens + #ids, done.blocks + 1
+    if found then
+      read, message, code = self:cut(found)
+      if not read then return nil, message, code end
+    end
+    if given.progress and given.progress(done.tokens, done.blocks) then
+      return nil, "cancelled", "cancelled"
+    end
+  end
+end
 
 ---Evicts at once: in each layer what the prefill plan of a policy (left out: the cache's own) says
 ---of the rows held now, as if they were a prompt just read (`l.prompt` and `l.rows` are the rows

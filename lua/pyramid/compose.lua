@@ -5,6 +5,7 @@
 ---   policy.compose { prefill = "snapkv", decode = "h2o" } one's prompt, another's generation
 ---   policy.layers("snapkv", { [1] = { ratio = 1 }, ["2-4"] = { ratio = 0.6 } })
 ---   policy.from("pyramidinfer", 3) layers 1 and 2 keep everything
+---   policy.endless("h2o") keys are placed anew after each cut, for texts without end
 ---   policy.named("mine", policy.from(policy.compose { … }, 3))
 local core = require "pyramid.core"
 local options = require "pyramid.options"
@@ -258,6 +259,28 @@ function compose.from(p, k)
   wrap(d, function(f, o, l)
     if l.index >= o.from then return f(o, l) end
   end)
+  return policy.define(d)
+end
+
+---The same policy for texts without end: its cuts leave keys at the positions 0, 1, 2, … within
+---the cache (rotate = "compact"), so that reading and writing go on past the model's context. Heads
+---must keep as many rows as each other: a pool, a share of the score or a list of numbers is
+---refused when its plan is asked for.
+---@param p pyramid.PolicyLike
+---@return pyramid.Policy
+function compose.endless(p)
+  local _ <close> = core.plain_locale()
+  local d = like(part("policy.endless", p))
+  for _, name in ipairs { "prefill", "decode" } do
+    local f = d[name]
+    d[name] = f and function(o, l)
+      local plan = f(o, l)
+      if plan == nil or plan.prune == "hidden" then return plan end
+      plan = copy(plan)
+      plan.rotate = "compact"
+      return plan
+    end
+  end
   return policy.define(d)
 end
 

@@ -27,6 +27,7 @@ local score = require "pyramid.score"
 ---@field compose fun(parts: pyramid.ComposedParts): pyramid.Policy  compose.lua
 ---@field layers fun(p: pyramid.PolicyLike, overrides: table<integer|string, table>): pyramid.Policy
 ---@field from fun(p: pyramid.PolicyLike, k: integer): pyramid.Policy
+---@field endless fun(p: pyramid.PolicyLike): pyramid.Policy
 ---@field named fun(name: string, p: pyramid.PolicyLike, doc?: string): pyramid.Policy
 ---@field scorer fun(d: pyramid.Scorer): pyramid.Policy   scorer.lua
 local module = {}
@@ -117,10 +118,11 @@ Policy.__name = "pyramid.policy"
 ---  "cache" (the default): this layer's rows; "hidden": the next layers never see the token
 ---@field rotate? "keep"|"compact"
 ---  "compact": keys are rotated to the positions 0 .. rows-1 after each cut, so that generation
----  goes on for ever (StreamingLLM's positions within the cache, arXiv 2309.17453); needs share =
----  "layer". Each turn begins at the key as it came, which such a layer keeps beside it: half as
----  many bytes more. Refused where a layer has a sliding window, and where positions are learned or
----  slopes (ALiBi). "keep" (the default): as they are
+---  goes on for ever (StreamingLLM's positions within the cache, arXiv 2309.17453); heads must keep
+---  as many rows as each other: share = "layer", or "head" with one number. Each turn begins at the
+---  key as it came, which such a layer keeps beside it: half as many bytes more. Layers with a
+---  sliding window are left as they are, and bound nothing. Refused where all layers have one, and
+---  where positions are learned or slopes (ALiBi). "keep" (the default): as they are
 
 ---@field read? pyramid.Read
 ---  what steps read of the rows that are held, from then on; nothing is evicted by it. A prefill

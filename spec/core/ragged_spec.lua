@@ -761,8 +761,10 @@ describe("compact keys", function()
     plan = function() return { keep = 30, guard = { first = 4, last = 10 }, rotate = "compact" } end
     assert(cache:prefill(prompt(60, 2)))
     for _, case in ipairs {
-      { { keep = 20, share = "head" }, "rotate" }, { { keep = 20, share = "pool" }, "rotate" },
-      { { keep = 20, share = "head", rotate = "compact" }, "rotate" },
+      { { keep = { 20, 21 }, share = "head" }, "rotate" },
+      { { keep = 20, share = "pool" }, "rotate" },
+      { { keep = 20, share = "pool", rotate = "compact" }, "rotate" },
+      { { keep = 20, share = "head", above = 0, rotate = "compact" }, "rotate" },
       { { keep = 20, prune = "hidden", rotate = "compact" }, "rotate" },
     } do
       plan = function() return case[1] end
@@ -784,8 +786,8 @@ describe("compact keys", function()
     for i, id in ipairs(prompt(40, 2)) do short[i] = id % mistral.config.vocab end
     local _, message, code = windowed:prefill(short)
     assert.equal("policy", code, message)
-    assert.truthy(message:find("rotate cannot be \"compact\" in a layer with a sliding window", 1,
-      true), message)
+    assert.truthy(message:find("rotate cannot be \"compact\" in a model whose layers all have a "
+      .. "sliding window", 1, true), message)
   end)
 
   it("are not taken from a file of an older build", function()
@@ -828,7 +830,7 @@ describe("plans that cannot be", function()
       { { keep = 20, merge = true, prune = "hidden" }, "merge", true },
       { { keep = 20, share = "pool", prune = "hidden" }, "share" },
       { { keep = 20, rotate = "round" }, "rotate" },
-        { { keep = 20, rotate = "compact", share = "head" }, "rotate", true },
+        { { keep = 20, rotate = "compact", share = "pool" }, "rotate", true },
     } do
       local p = policy { name = "naughty", prefill = function() return case[1] end }
       local cache <close> = new(p)

@@ -247,8 +247,8 @@ describe("testing.run", function()
       ["policy keeping, layer 1, prefill: least needs mass, above, share"] = keeping(5, { least = 2 }),
       ["policy keeping, layer 1, prefill: least is more than keep"] = keeping(5,
         { least = 6, mass = 0.5 }),
-      ["policy keeping, layer 1, prefill: rotate \"compact\" needs share"] = keeping(5,
-        { share = "head", rotate = "compact" }),
+      ["policy keeping, layer 1, prefill: rotate \"compact\" needs prune"] = keeping(5,
+        { share = "pool", rotate = "compact" }),
       ["policy keeping, layer 1, prefill: plan.kep is not a field"] = keeping(5, { kep = 5 }),
     } do
       assert.error_matches(function() testing.run(p) end, pattern)

@@ -273,11 +273,12 @@ function plain.source(model, ids)
     local sinks = model.layers[layer].sinks
     local sink = sinks and sinks[head] or -math.huge
     local q, weights, top, mixed = state.q[head], {}, sink, {}
-    local sharp = scale * tempered(config, held.compact and #positions - 1 or query)
+    local compact = held.compact and window == 0       -- rows of a window stay where they were
+    local sharp = scale * tempered(config, compact and #positions - 1 or query)
     for i, position in ipairs(positions) do
       local merged, dot = held.merged and held.merged[position], 0.0
       local k = merged and merged.key or state_of(layer, position).k[kv_head]
-      if held.compact then k = turned(k, (query - #positions + 1) - (position - i + 1), r, 1) end
+      if compact then k = turned(k, (query - #positions + 1) - (position - i + 1), r, 1) end
       for c = 1, #q do dot = dot + q[c] * k[c] end
       weights[i] = (window > 0 and position <= query - window) and -math.huge
         or reference.bent(dot * sharp, d.score_cap, d.slopes and d.slopes[head], query - position)

@@ -126,6 +126,14 @@ function plans.unites(plan) return plan.share == "model" or plan.weight ~= nil e
 ---@return boolean
 function plans.is_open(plan) return plan.mass > 0 or plan.above ~= nil end
 
+---Whether lanes of one length are of one length after it, whatever the scores.
+---@param plan pyramid.testing.Plan
+---@return boolean
+function plans.keeps_equal(plan)
+  return plan.share == "layer" or plan.share == "head" and not plan.keeps and not plan.weight
+    and not plans.is_open(plan)
+end
+
 -- What is wrong with a plan, whatever rows there are; the first thing that a cache would name.
 local function fault(out, l)
   for _, keep in ipairs(out.keeps or {}) do
@@ -144,8 +152,9 @@ local function fault(out, l)
       and 'least needs mass, above, share = "pool" or share = "model"'
     or out.threshold and out.prune == "hidden"
       and 'merge needs losers: prune = "hidden" leaves the layer\'s own rows whole'
-    or out.compact and (out.share ~= "layer" or hidden)
-      and 'rotate "compact" needs share = "layer" and prune = "cache"'
+    or out.compact and (not plans.keeps_equal(out) or hidden)
+      and 'rotate "compact" needs prune = "cache" and heads that keep as many rows as each other: '
+        .. 'share = "layer", or "head" with one number to keep'
     or nil
 end
 
@@ -589,9 +598,10 @@ function Asker:fits(name, l, plan, lanes, compact)
   if not equal then
     refuse(self, name, l, 'rotate cannot be "compact" where the heads hold unequal numbers of rows')
   end
-  if plan.share ~= "layer" then
+  if not plans.keeps_equal(plan) then
     refuse(self, name, l,
-      'rotate was "compact": the layer\'s heads must go on sharing their rows (share = "layer")')
+      'rotate was "compact": the layer\'s heads must go on keeping as many rows as each other '
+        .. '(share = "layer", or "head" with one number to keep)')
   end
 end
 
