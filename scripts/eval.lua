@@ -34,6 +34,7 @@ DIR/results.jsonl holds every answer, and the same command goes on where it was 
 has a row for each question.]])
 cli.add_model(parser, true)
 rivals.add_options(parser, "build/eval")
+cli.add_sessions(parser)
 cli.option(parser, "--tasks", "LIST", "Tasks, with their files: NAME or NAME=PATH.",
   { default = "niah_single_1,niah_single_2,niah_multikey_1,word" })
 cli.option(parser, "--lengths", "LIST", "Tokens of a prompt with its answer. Files' longer "

@@ -502,6 +502,24 @@ describe("pyramid generate and pyramid sessions", function()
   end)
 end)
 
+describe("a host's sessions", function()
+  it("are a folder, bounded, shared with other hosts", function()
+    local host = require "pyramid.host"
+    local text = ("Once there was a baker who lived in Tilbury. "):rep(20)
+    for turn = 1, 2 do
+      local opened = assert(host.open("models/tiny", { threads = 1, sessions = folder .. "/store",
+        sessions_bytes = turn == 1 and 0 or 1 << 30 }))
+      local stats = assert(opened:generate(text, { max_tokens = 2, sampler = {},
+        on_token = function() end }))
+      assert.equal(turn == 1 and 0 or stats.prompt_tokens - 1, stats.reused_tokens)
+      opened.model:close()
+    end
+    local none, message, code = host.open("models/tiny", { sessions = folder .. "/no/where" })
+    assert.same({ nil, "io" }, { none, code })
+    assert.matches("the folder cannot be made", message)
+  end)
+end)
+
 describe("the helpers of files", function()
   it("list regular files alone, with bytes and times", function()
     lfs.mkdir(folder .. "/sub")
