@@ -654,10 +654,9 @@ pyr_pool *pyr_cache_pool(const pyr_cache *cache);
 #define PYR_PREFILL_ALL 1       /* logits [n, vocab] for every position; needs every token to reach
                                    the last layer */
 #define PYR_PREFILL_NO_PRUNE 2  /* append without asking the policy */
-#define PYR_PREFILL_WHOLE 4     /* rows held are judged with the tokens' as one prompt: plans are
-                                   told of no past. For a prompt, or a text without end, that is
-                                   read in pieces. PYR_POLICY: a plan wants what only a prompt
-                                   read at once has (hidden states, preparing passes) */
+#define PYR_PREFILL_WHOLE 4     /* rows held are judged with the tokens' as one prompt, read in
+                                   pieces: plans are told of no past. PYR_POLICY: a plan wants what
+                                   only a prompt at once has (hidden states, preparing passes) */
 /* Reads n >= 1 tokens; logits [vocab] of the last one (or NULL). All or nothing: on failure rows
  * are as before. */
 pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, int flags,
@@ -764,17 +763,15 @@ pyr_status pyr_cache_save(const pyr_cache *cache, const char *path);
 pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const char *note,
                                size_t length);
 const char *pyr_cache_note(const pyr_cache *cache, size_t *length);
-/* What a saved file of this cache would have to match to be loaded into it: a hash of the model, of
- * its arithmetic and tokenizer, of the shape and the dtype of rows, and of the format's version. */
+/* A hash of all that a saved file must match to be loaded into the cache, but the policy. */
 uint64_t pyr_cache_identity(const pyr_cache *cache);
 /* PYR_FORMAT: a file of another model or tokenizer (their fingerprints, see pyr_model_identify), or
  * no saved cache. */
 pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *policy,
                           const char *path, pyr_cache **out);
 
-/* The first `tokens` (1 or more) of a saved cache, into a cache that has seen none: as load and
- * truncate. Its policy, tracer and note stay. PYR_ARGUMENT: it is not empty, or the file holds
- * fewer; else as the two. All or nothing. */
+/* The first `tokens` (1 or more) of a saved cache, into one that has seen none: load and truncate.
+ * Its policy, tracer and note stay. PYR_ARGUMENT: it is not empty, or the file holds fewer. */
 pyr_status pyr_cache_load_prefix(pyr_cache *cache, const char *path, int64_t tokens);
 
 int64_t pyr_cache_tokens(const pyr_cache *cache);            /* tokens seen */
@@ -1048,10 +1045,8 @@ typedef struct pyr_host_options {
   int64_t context;  /* positions, instead of those that the model was made for; 0: those */
   const char *scaling;         /* NULL or "none"; "linear", "yarn": what RoPE does to make room for
                                   a longer context */
-  const char *sessions;        /* a folder: prompts begin with what is stored there of them, and
-                                  what they add is stored; NULL: none */
-  uint64_t sessions_bytes;     /* the most that its files may take, what was used longest ago goes;
-                                  0: 4 GiB */
+  const char *sessions;        /* a folder: prompts begin with what it has of them; NULL: none */
+  uint64_t sessions_bytes;     /* the most that its files may take; 0: 4 GiB */
 } pyr_host_options;
 
 typedef struct pyr_token {     /* what on_token is told; its pointers last until it returns */
