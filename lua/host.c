@@ -420,7 +420,8 @@ static void push_how(lua_State *L, pyr_host *host) {
 
 /* The statistics at the top. */
 static void take_stats(lua_State *L, pyr_host_stats *stats) {
-  static const char *const reasons[] = { "eos", "stop", "length", "context", "closed" };
+  static const char *const reasons[] = { "eos", "stop", "grammar", "length", "context",
+                                         "closed" };
   stats->prompt_tokens = (int64_t)number_field(L, "prompt_tokens");
   stats->generated_tokens = (int64_t)number_field(L, "generated_tokens");
   stats->prefill_seconds = number_field(L, "prefill_seconds");

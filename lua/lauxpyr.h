@@ -122,6 +122,11 @@ pyr_model *pyr_lua_check_model(lua_State *L, int arg);
 struct pyr_output *pyr_lua_check_output(lua_State *L, int arg);
 const float *pyr_lua_check_logits(lua_State *L, int arg, int32_t *vocab);
 pyr_sampler *pyr_lua_check_sampler(lua_State *L, int arg);
+/* Before the work that its next pick belongs to: calls its `allow`, which may raise, and do
+ * anything. And after the pick. */
+void pyr_lua_ask_sampler(lua_State *L, int arg);
+void pyr_lua_tell_sampler(lua_State *L, int arg, int32_t id);
+pyr_tokenizer *pyr_lua_check_tokenizer(lua_State *L, int arg);
 /* While it is busy all its methods raise, and it is not closed: for core calls that use it and call
  * back. */
 void pyr_lua_hold_sampler(lua_State *L, int arg, int busy);

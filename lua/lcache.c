@@ -415,6 +415,11 @@ static int core_step(lua_State *L) {
   c.samplers = lua_newuserdatauv(L, n * sizeof *c.samplers, 0);
   c.logits = lua_newuserdatauv(L, n * sizeof *c.logits, 0);
   c.picks = lua_newuserdatauv(L, n * sizeof *c.picks, 0);
+  for (lua_Integer i = 1; c.picking && i <= c.n; i++) {
+    lua_rawgeti(L, c.held, c.n + i);
+    if (lua_toboolean(L, -1)) pyr_lua_ask_sampler(L, -1);
+    lua_pop(L, 1);
+  }
   lua_rawgeti(L, c.held, 1);
   int32_t vocab = pyr_model_get_config(pyr_cache_model(check_idle(L, -1)->cache))->vocab;
   int64_t wanted = c.n - c.picking, at = 0;
@@ -433,8 +438,12 @@ static int core_step(lua_State *L) {
   at = 0;
   for (lua_Integer i = 0; i < c.n; i++) {
     if (!c.samplers[i]) pyr_lua_push_logits(L, buffer, at++, vocab);
-    else if (c.picks[i] >= 0) lua_pushinteger(L, c.picks[i]);
-    else lua_pushboolean(L, 0);
+    else if (c.picks[i] >= 0) {
+      lua_rawgeti(L, c.held, c.n + i + 1);
+      pyr_lua_tell_sampler(L, -1, c.picks[i]);
+      lua_pop(L, 1);
+      lua_pushinteger(L, c.picks[i]);
+    } else lua_pushboolean(L, 0);
     lua_rawseti(L, -2, i + 1);
   }
   return 1;

@@ -30,11 +30,13 @@ static const char *const step_names[] = {   /* in pyr_step_kind's order */
       "bytes", "fallback",
   "trim", "join", NULL };
 
-static pyr_tokenizer *check_tokenizer(lua_State *L) {
-  tokenizer_box *box = luaL_checkudata(L, 1, TOKENIZER);
-  luaL_argcheck(L, box->t != NULL, 1, "the tokenizer is closed");
+pyr_tokenizer *pyr_lua_check_tokenizer(lua_State *L, int arg) {
+  tokenizer_box *box = luaL_checkudata(L, arg, TOKENIZER);
+  luaL_argcheck(L, box->t != NULL, arg, "the tokenizer is closed");
   return box->t;
 }
+
+static pyr_tokenizer *check_tokenizer(lua_State *L) { return pyr_lua_check_tokenizer(L, 1); }
 
 /* An id from Lua: what no int32 can hold becomes -1, which no vocabulary has. */
 static int32_t check_id(lua_State *L, int arg) {

@@ -9,7 +9,10 @@
  *     sequences      0   1   2   3
  *     samplers       a   b   a   c          a remembers what it picked
  *     asked at once  [ a   b ]              then, knowing a's first id,
- *                            [ a   c ] */
+ *                            [ a   c ]
+ *
+ * A sampler with a grammar looks up what may follow on the host: its sequence's logits come back
+ * whole, and it picks here. The mask was made before the step, as it depends on earlier ids. */
 #include "sample/sample_batch.h"
 
 void pyr_sample_batch_layout(pyr_sample_batch *b, int count, pyr_arena *host) {
@@ -64,6 +67,7 @@ static pyr_status ask(pyr_sample_batch *b, pyr_sampler *const *samplers, const f
     pyr_sampler *s = samplers[*at];
     int before = 0;                                    /* picks of this sampler in this part */
     if (s == NULL) continue;
+    if (pyr_sampler_is_masked(s)) break;
     for (int j = 0; j < b->asked_count; j++) before += samplers[b->of[j]] == s;
     if (before > 0 && pyr_sampler_remembers(s)) break;
     pyr_pick *pick = &b->asked[b->asked_count];
@@ -74,6 +78,15 @@ static pyr_status ask(pyr_sample_batch *b, pyr_sampler *const *samplers, const f
   return PYR_OK;
 }
 
+/* One sequence's pick on the host, of logits that are on a device. */
+static pyr_status fetch_and_pick(pyr_backend *be, pyr_sampler *s, const float *logits,
+                                 int32_t vocab, int32_t *id) {
+  float *here = pyr_sampler_work(s);
+  PYR_TRY(be->download(be, here, logits, (size_t)vocab * sizeof *here));
+  pyr_status status = pyr_sampler_pick(s, here, vocab, id);
+  return status == PYR_OK || status == PYR_ARGUMENT ? PYR_OK : pass_on(be->rt, s, status);
+}
+
 /* Each round takes at least one sequence more: what `ask` begins with can always be asked. */
 pyr_status pyr_sample_batch_pick(pyr_sample_batch *b, pyr_backend *be,
                                  pyr_sampler *const *samplers, const float *logits, int32_t vocab,
@@ -81,8 +94,14 @@ pyr_status pyr_sample_batch_pick(pyr_sample_batch *b, pyr_backend *be,
   for (int i = 0; i < count; i++) ids[i] = -1;
   if (!be->pick) return pick_here(be, samplers, logits, vocab, count, ids);
   for (int at = 0; at < count;) {
+    if (samplers[at] && pyr_sampler_is_masked(samplers[at])) {
+      PYR_TRY(fetch_and_pick(be, samplers[at], logits + (int64_t)at * vocab, vocab, &ids[at]));
+      at++;
+      continue;
+    }
     pyr_status status = ask(b, samplers, logits, vocab, count, &at);
     if (status != PYR_OK) return pass_on(be->rt, samplers[at], status);
+    if (b->asked_count == 0) continue;
     PYR_TRY(be->pick(be, b->asked, b->asked_count, vocab, b->ids));
     for (int j = 0; j < b->asked_count; j++) {
       pyr_sampler *s = samplers[b->of[j]];

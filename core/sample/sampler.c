@@ -6,6 +6,7 @@
  * A pick goes through these steps, in this order (that of Hugging Face transformers; llama.cpp puts
  * the temperature last, which changes what top_p and min_p see):
  *
+ *   0. what may not follow, by a grammar or for this pick alone, counts as not there
  *   1. logit bias:          l += bias                                     (-inf bans an id)
  *   2. repetition penalty: l > 0: l / penalty; else l * penalty for ids seen (CTRL, arXiv
  *      1909.05858)
@@ -69,6 +70,13 @@ struct pyr_sampler {
   size_t capacity;
   pyr_change *changes;         /* [change_room] what a device is told of ids */
   size_t change_room;
+
+  pyr_place place;             /* where its text stands in a grammar; a zeroed one: there is none */
+  uint32_t *mask;              /* [mask_words] the tokens that the grammar allows there */
+  size_t mask_words;
+  uint32_t *allowed;           /* [allow_room] a bit for each id that the next pick may be … */
+  size_t allow_room;
+  bool allows;                 /* … if it is asked for */
 };
 
 /* ---- random numbers: xoshiro256**, seeded by splitmix64 (Blackman and Vigna) ----------------- */
@@ -306,6 +314,9 @@ void pyr_sampler_free(pyr_sampler *s) {
   pyr_release(rt, s->logits, s->capacity * sizeof *s->logits);
   pyr_release(rt, s->entries, s->capacity * sizeof *s->entries);
   pyr_release(rt, s->changes, s->change_room * sizeof *s->changes);
+  pyr_release(rt, s->mask, s->mask_words * sizeof *s->mask);
+  pyr_release(rt, s->allowed, s->allow_room * sizeof *s->allowed);
+  pyr_place_close(&s->place);
   pyr_release(rt, s, sizeof *s);
   pyr_runtime_free(rt);
 }
@@ -317,6 +328,127 @@ void pyr_sampler_reset(pyr_sampler *s) {
   for (size_t i = 0; i < s->slots; i++) s->table[i] = (seen){ -1, 0 };
   s->used = 0;
   s->ring_at = s->ring_held = 0;
+  pyr_sampler_begin(s);
+}
+
+/* ---- what may follow ------------------------------------------------------------------------- */
+
+bool pyr_sampler_is_masked(const pyr_sampler *s) { return s->place.guide != NULL || s->allows; }
+
+pyr_status pyr_sampler_guide(pyr_sampler *s, pyr_guide *guide) {
+  const pyr_lexicon *x = guide ? pyr_guide_lexicon(guide) : NULL;
+  if (guide && x == NULL)
+    return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: its guide knows no vocabulary");
+  if (guide && x->words != s->mask_words) {
+    uint32_t *mask = pyr_alloc(s->rt, x->words * sizeof *mask);
+    if (mask == NULL) return pyr_nomem(s->rt, x->words * sizeof *mask, "the sampler's mask");
+    pyr_release(s->rt, s->mask, s->mask_words * sizeof *mask);
+    s->mask = mask;
+    s->mask_words = x->words;
+  }
+  pyr_place before = s->place;       /* the new one is taken first: they may be the same */
+  s->place = (pyr_place){ 0 };
+  if (guide) pyr_place_open(guide, &s->place);
+  pyr_place_close(&before);
+  return PYR_OK;
+}
+
+void pyr_sampler_begin(pyr_sampler *s) {
+  if (s->place.guide) pyr_place_begin(&s->place);
+  s->allows = false;
+}
+
+int pyr_sampler_is_over(const pyr_sampler *s) {
+  return s->place.guide != NULL && pyr_place_is_over(&s->place);
+}
+
+/* Contents are not kept: whoever grows it writes all of it. */
+static pyr_status grow_allowed(pyr_sampler *s, size_t words) {
+  if (words <= s->allow_room) return PYR_OK;
+  uint32_t *allowed = pyr_alloc(s->rt, words * sizeof *allowed);
+  if (allowed == NULL) return pyr_nomem(s->rt, words * sizeof *allowed, "the sampler's mask");
+  pyr_release(s->rt, s->allowed, s->allow_room * sizeof *allowed);
+  s->allowed = allowed;
+  s->allow_room = words;
+  return PYR_OK;
+}
+
+/* The old bits stay until there is memory for the new ones. */
+pyr_status pyr_sampler_allow(pyr_sampler *s, const int32_t *ids, int64_t n) {
+  int32_t most = 0;
+  for (int64_t i = 0; i < n; i++) {
+    if (ids[i] < 0 || ids[i] >= 1 << 24)
+      return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: id %d is in no vocabulary",
+                                   (int)ids[i]);
+    if (ids[i] > most) most = ids[i];
+  }
+  PYR_TRY(grow_allowed(s, (size_t)most / 32 + 1));
+  memset(s->allowed, 0, s->allow_room * sizeof *s->allowed);
+  for (int64_t i = 0; i < n; i++) s->allowed[ids[i] / 32] |= 1u << (ids[i] % 32);
+  s->allows = n >= 0;
+  return PYR_OK;
+}
+
+/* All that can fail of a mask: so that taking a token cannot (grammar/guide.c). */
+static pyr_status ask_mask(pyr_sampler *s) {
+  if (s->place.guide == NULL || s->place.ready) return PYR_OK;
+  pyr_status status = pyr_place_mask(&s->place, s->mask);
+  pyr_runtime *its = pyr_guide_runtime(s->place.guide);
+  if (status != PYR_OK && its != s->rt)
+    return pyr_runtime_set_error(s->rt, status, "%s", pyr_runtime_error(its));
+  return status;
+}
+
+/* Ids beyond a mask are of a vocabulary that is padded: nothing allows them. */
+static void drop_masked(const uint32_t *mask, size_t words, float *l, int32_t vocab) {
+  for (int32_t i = 0; i < vocab; i += 32) {
+    uint32_t bits = (size_t)i / 32 < words ? mask[i / 32] : 0;
+    int32_t end = vocab - i < 32 ? vocab : i + 32;
+    if (bits != UINT32_MAX)
+      for (int32_t k = i; k < end; k++, bits >>= 1)
+        if (!(bits & 1)) l[k] = -INFINITY;
+  }
+}
+
+/* The text is one token longer. Whatever was allowed, was for this pick; the grammar goes on to
+ * the state behind the token, which the walk that made the mask has met, so that nothing is
+ * allocated here and nothing can fail:
+ *
+ *     reserve    mask of the state before the pick         may fail: nothing has moved
+ *     pick       among the tokens of the mask
+ *     take       state + the token's bytes -> next state   cannot fail */
+static void take(pyr_sampler *s, int32_t id) {
+  if (s->place.guide) pyr_place_take(&s->place, id);
+  s->allows = false;
+}
+
+/* Into a sampler made with the same options, table and ring included; what memory fails for is
+ * freed whole. */
+pyr_status pyr_sampler_clone(const pyr_sampler *s, pyr_sampler **out) {
+  pyr_sampler *to = NULL;
+  PYR_TRY(pyr_sampler_new(s->rt, &s->o, &to));
+  pyr_status status = PYR_OK;
+  if (to->slots != s->slots) status = resize_table(to, s->slots);
+  if (status == PYR_OK && s->place.guide) status = pyr_sampler_guide(to, s->place.guide);
+  if (status == PYR_OK && s->allow_room) status = grow_allowed(to, s->allow_room);
+  if (status != PYR_OK) {
+    pyr_sampler_free(to);
+    return status;
+  }
+  memcpy(to->random, s->random, sizeof s->random);
+  if (s->slots) memcpy(to->table, s->table, s->slots * sizeof *s->table);
+  if (s->ring) memcpy(to->ring, s->ring, (size_t)s->o.penalty_last * sizeof *s->ring);
+  to->used = s->used;
+  to->ring_at = s->ring_at;
+  to->ring_held = s->ring_held;
+  if (s->place.guide) {
+    pyr_place_close(&to->place);
+    pyr_place_copy(&s->place, &to->place);
+  }
+  if (s->allow_room) memcpy(to->allowed, s->allowed, s->allow_room * sizeof *s->allowed);
+  to->allows = s->allows;
+  *out = to;
+  return PYR_OK;
 }
 
 /* ---- candidates ------------------------------------------------------------------------------ */
@@ -512,24 +644,31 @@ pyr_status pyr_sampler_check(const pyr_sampler *s, int32_t vocab) {
  * none is finite, where neither has moved. */
 pyr_status pyr_sampler_pick(pyr_sampler *s, const float *logits, int32_t vocab, int32_t *out) {
   pyr_status status = pyr_sampler_check(s, vocab);
-  bool adjusted = s->o.bias_count > 0 || (s->penalised && s->used > 0),
+  bool masked = pyr_sampler_is_masked(s),
+      adjusted = s->o.bias_count > 0 || (s->penalised && s->used > 0) || masked,
       greedy = s->o.temperature == 0;
   if (status == PYR_OK && (adjusted || !greedy)) status = grow_work(s, (size_t)vocab);
   /* for the pick, before the random state moves */
   if (status == PYR_OK && s->penalised) status = reserve_slot(s);
+  if (status == PYR_OK) status = ask_mask(s);
   if (status != PYR_OK) return status;
   if (adjusted) {
-    memcpy(s->logits, logits, (size_t)vocab * sizeof *logits);
+    if (logits != s->logits) memcpy(s->logits, logits, (size_t)vocab * sizeof *logits);
     adjust(s, s->logits, vocab);
+    if (s->place.guide) drop_masked(s->mask, s->mask_words, s->logits, vocab);
+    if (s->allows) drop_masked(s->allowed, s->allow_room, s->logits, vocab);
     logits = s->logits;
   }
   int32_t best = -1;
   for (int32_t i = 0; i < vocab; i++)
     if (isfinite(logits[i]) && (best < 0 || logits[i] > logits[best])) best = i;
-  if (best < 0) return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: no logit is finite");
+  if (best < 0)
+    return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: no logit is finite%s",
+                                 masked ? " of a token that may follow" : "");
 
   int32_t id = greedy ? best : draw(s, logits, (size_t)vocab, logits[best]);
   if (s->penalised) remember(s, id);
+  take(s, id);
   *out = id;
   return PYR_OK;
 }
@@ -566,6 +705,7 @@ static int32_t list_changes(pyr_sampler *s, int32_t vocab) {
   return (int32_t)(to - s->changes);
 }
 
+float *pyr_sampler_work(pyr_sampler *s) { return s->logits; }
 bool pyr_sampler_draws(const pyr_sampler *s) { return s->o.temperature > 0; }
 bool pyr_sampler_remembers(const pyr_sampler *s) { return s->penalised; }
 
@@ -573,13 +713,18 @@ bool pyr_sampler_remembers(const pyr_sampler *s) { return s->penalised; }
  * 256 taken and 8 picks, 2 * 129 is more than 256, so the table grows to 512 at once. */
 pyr_status pyr_sampler_reserve(pyr_sampler *s, int32_t vocab, int picks, bool device,
                                int64_t *changes) {
+  bool masked = pyr_sampler_is_masked(s);
+  if (masked && picks > 1)
+    return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: one that follows a grammar, or "
+                                 "allows some ids alone, picks for one sequence");
   size_t seen_then = s->penalised ? s->used + (size_t)picks : 0, slots = s->slots;
   pyr_status status = PYR_OK;
   while (s->penalised && !s->ring && 2 * (seen_then + 1) > slots) slots *= 2;
   if (slots != s->slots) status = resize_table(s, slots);
   *changes = (int64_t)((size_t)s->o.bias_count + seen_then);
+  if (status == PYR_OK && masked) status = ask_mask(s);
   if (status == PYR_OK)
-    status = device ? grow_changes(s, (size_t)*changes) : *changes > 0
+    status = device && !masked ? grow_changes(s, (size_t)*changes) : *changes > 0 || masked
         || s->o.temperature > 0 ? grow_work(s, (size_t)vocab) : PYR_OK;
   return status;
 }
@@ -607,4 +752,5 @@ pyr_status pyr_sampler_ask(pyr_sampler *s, int32_t vocab, int before, pyr_pick *
 void pyr_sampler_took(pyr_sampler *s, int32_t id) {
   if (s->o.temperature > 0) (void)random_next(s->random);
   if (s->penalised) remember(s, id);
+  take(s, id);
 }

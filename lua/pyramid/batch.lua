@@ -26,6 +26,7 @@ local batch = {}
 ---@field [1] pyramid.Cache    the sequence's handle
 ---@field [2] pyramid.Logits?  without a sampler
 ---@field id integer|false|nil   with a sampler: what it picked; false where no logit was finite
+---@field over boolean?          by the sampler's grammar, nothing may follow that id
 
 ---Many sequences of any lengths, each a cache, under one policy and one budget. #batch counts them.
 ---@class pyramid.Batch
@@ -77,6 +78,18 @@ function Batch:add(ids, sampler)
   if sampler ~= nil and not (class and class.__name == "pyramid.sampler") then
     error("batch:add: a sampler is wanted", 2)
   end
+  if sampler and sampler:guided() then
+    if not self.model.tokenizer then
+      return nil, "batch:add: a sampler with a grammar, and the model has no tokenizer",
+        "unsupported"
+    end
+    for _, entry in ipairs(self.entries) do
+      if entry.sampler == sampler then
+        error("batch:add: a sampler with a grammar serves one sequence; sampler:clone() is another",
+          2)
+      end
+    end
+  end
   local prompt = {}
   for i = 1, #ids do
     prompt[i] = checked_id(self, "batch:add", ids[i])
@@ -112,8 +125,14 @@ function Batch:push(handle, id)
 end
 
 -- What a sequence's sampler makes of its prompt, which it sees once.
-local function first_pick(entry)
+local function first_pick(self, entry)
   if entry.prompt then
+    local lexicon, why, kind
+    if entry.sampler:guided() then
+      lexicon, why, kind = self.model.tokenizer:lexicon()
+      if lexicon then lexicon, why, kind = entry.sampler:begin(lexicon) end
+      if not lexicon then return nil, why, kind end
+    end
     local ok, message, code = entry.sampler:accept(entry.prompt)
     if not ok then return nil, message, code end
     entry.prompt = nil
@@ -157,7 +176,7 @@ function Batch:step()
       entry.fresh = logits       -- stays for the next call if something later fails
     end
     if entry.sampler and entry.fresh and entry.id == nil then
-      local id, message, code = first_pick(entry)
+      local id, message, code = first_pick(self, entry)
       if id == nil then return nil, ("sequence %d: %s"):format(index, message), code end
       entry.id = id
     end
@@ -182,7 +201,8 @@ function Batch:step()
       if not entry.sampler then entry.logits = entry.fresh end
       entry.read, entry.fresh, entry.prompt = true, nil, nil
     end
-    results[i] = { entry.handle, entry.logits, id = entry.id }
+    results[i] = { entry.handle, entry.logits, id = entry.id,
+      over = entry.sampler and entry.sampler:guided() and entry.sampler:over() or nil }
   end
   return results
 end

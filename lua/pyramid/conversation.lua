@@ -292,7 +292,9 @@ function Conversation:say(given, how)
   local picker = how.sampler or {}
   local seen = anew and {} or copy(self.seen)
   if type(picker) == "table" then
-    picker = sampler(picker)
+    local why, kind
+    picker, why, kind = sampler(picker)
+    if not picker then return nil, why, kind end
     picker:accept(seen)
   end
   local guesses = how.speculate

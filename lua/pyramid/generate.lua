@@ -32,7 +32,7 @@ generate.keys = keys
 ---@field sampler? pyramid.Sampler|pyramid.SamplerOptions   greedy by default
 ---@field max_tokens? integer       256 by default
 ---@field stop? string|string[]     texts to stop before
----@field ignore_eos? boolean
+---@field ignore_eos? boolean      with a grammar, which says where a text ends, it means nothing
 ---@field special? boolean
 ---  false: nothing is added to a text prompt, and special texts are ordinary text
 ---@field logprobs? boolean|integer  true: run.logprobs; an integer: run.top, too, of so many ids
@@ -46,11 +46,12 @@ generate.keys = keys
 ---@field clock? fun(): number      seconds, for the statistics
 
 --- The loop of a generic `for` ends the same way whatever happened: `finish` tells what did, and
---- with "error" `message` and `code` tell why. "context": the context is full.
+--- with "error" `message` and `code` tell why. "context": the context is full; "grammar": by the
+--- sampler's grammar nothing may follow.
 ---@class pyramid.Generation
 ---@field cache pyramid.Cache
 ---@field stats pyramid.GenerationStats
----@field finish? "eos"|"stop"|"length"|"context"|"error"|"closed"
+---@field finish? "eos"|"stop"|"grammar"|"length"|"context"|"error"|"closed"
 ---@field message? string   with finish "error"
 ---@field code? string
 ---@field logprobs? number[]
@@ -176,7 +177,14 @@ function generate.start(model, prompt, given)
   local clock = given.clock or core.clock
   local picker, decoder, logits, accepted = given.sampler or {}, nil, nil, nil
   if type(picker) == "table" then picker, message, code = sampler(picker) end
-  if picker then decoder, message, code = tokenizer:decoder { continues = true } end
+  if not picker then
+    if own then cache:close() end
+    return nil, message, code
+  end
+  local guided, lexicon, begun = picker:guided(), nil, nil
+  if guided then lexicon, message, code = tokenizer:lexicon() end
+  if lexicon or not guided then begun, message, code = picker:begin(lexicon) end
+  if begun then decoder, message, code = tokenizer:decoder { continues = true } end
   local began, before = clock(), cache:tokens()
   if decoder then
     if given.prune == false then
@@ -202,7 +210,8 @@ function generate.start(model, prompt, given)
   local self = setmetatable({
     model = model, cache = cache, own = own, sampler = picker, logits = logits, clock = clock,
       stops = stops,
-    left = given.max_tokens or 256, ends = given.ignore_eos and {} or set(tokenizer.eos),
+    left = given.max_tokens or 256, guided = guided,
+    ends = given.ignore_eos and not guided and {} or set(tokenizer.eos),
     decoder = decoder, progress = given.progress,
     logprobs = given.logprobs and {} or nil, alternatives = math.type(given.logprobs) == "integer"
       and given.logprobs or 0,
@@ -318,8 +327,11 @@ function Generation:next()
     if not picks and code == "context" then return finish(self, code, rest(self)) end
     if not picks then return fail(self, message, code) end
     id = picks[1]
-    if not id then return fail(self, "sampler: no logit is finite", "argument") end
-    if self.drafter then self.drafter:took(1, self.clock() - started) end
+    if not id then
+      return fail(self, "sampler: no logit is finite" .. (self.guided
+        and " of a token that may follow" or ""), "argument")
+    end
+      if self.drafter then self.drafter:took(1, self.clock() - started) end
   else
     id, message, code = self.sampler:pick(self.logits)
     if not id then return fail(self, message, code) end
@@ -356,6 +368,9 @@ function Generation:next()
     local held = held_back(text, self.stops)
     self.pending = text:sub(#text - held + 1)
     text = text:sub(1, #text - held)
+  end
+  if self.guided and self.sampler:over() then
+    return finish(self, "grammar", text .. rest(self), id)
   end
   return text, id
 end

@@ -18,8 +18,10 @@ local core = require "pyramid.core"
 ---  without one still runs on ids (`model.tokenizer` is nil then)
 ---@field tokenizer fun(path: string, options?: pyramid.TokenizerOptions): pyramid.Tokenizer?, string?, string?
 ---  loads a tokenizer alone: a directory with a tokenizer.json, such a file, or a GGUF file
----@field sampler fun(options?: pyramid.SamplerOptions): pyramid.Sampler
+---@field sampler fun(options?: pyramid.SamplerOptions): pyramid.Sampler?, string?, string?
 ---  makes a sampler; no options: a greedy one
+---@field grammar fun(source: string|pyramid.GrammarSource): pyramid.Grammar?, string?, string?
+---  a grammar of a text in GBNF, a file, or a JSON Schema, for samplers
 ---@field policy fun(which: pyramid.PolicyLike, options?: table): pyramid.Policy?, string?, string?
 ---  a policy by name, by the path of a policy file, or from a definition; with options
 ---@field sessions fun(path: string, options?: pyramid.SessionsOptions): pyramid.Sessions?, string?, string?
@@ -29,6 +31,7 @@ local pyramid = {
   model = require("pyramid.model").open,           -- (path, options) -> model
   tokenizer = require("pyramid.tokenizer").load,   -- (path) -> tokenizer alone
   sampler = require "pyramid.sampler",             -- (options) -> sampler
+  grammar = require("pyramid.grammar").new,        -- (text or table) -> grammar
   policy = require("pyramid.policy").load,         -- (name, path or table, options) -> policy
   sessions = require("pyramid.sessions").open,     -- (folder, options) -> store
 }

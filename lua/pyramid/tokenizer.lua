@@ -30,6 +30,8 @@ local tokenizer = {}
 ---@field private handle userdata
 ---@field private own_runtime userdata?
 ---@field private before integer[]   ids that encode adds before a text
+---@field private unknown integer?     the id of what the vocabulary cannot say
+---@field private bytes userdata?      the lexicon, once it was asked for
 local Tokenizer = {}
 Tokenizer.__index = Tokenizer
 Tokenizer.__name = "pyramid.Tokenizer"
@@ -90,7 +92,8 @@ local function build(runtime, source, ids)
   return setmetatable({
     handle = t, vocab_size = recipe.options.vocab, bos = recipe.bos, eos = recipe.eos,
       chat_template = recipe.chat_template,
-    before = recipe.before, adds_bos = adds_bos, warnings = recipe.warnings or {},
+    before = recipe.before, unknown = recipe.options.unknown, adds_bos = adds_bos,
+    warnings = recipe.warnings or {},
     bos_text = recipe.bos_text or recipe.bos and t:spelling(recipe.bos) or nil,
     eos_text = recipe.eos_text or recipe.eos_id and t:spelling(recipe.eos_id) or nil,
   }, Tokenizer)
@@ -236,11 +239,25 @@ function Tokenizer:is_special(id)
   return flags ~= nil and flags & core.token.special ~= 0
 end
 
+---The vocabulary as the bytes that each token adds to a text, for samplers with a grammar. Made
+---once: `eos` as it is then.
+---@return userdata?
+---@return string? message
+---@return string? code
+function Tokenizer:lexicon()
+  local t = handle(self)
+  if self.bytes then return self.bytes end
+  local bytes, message, code = core.lexicon(t, self.vocab_size, self.unknown, self.eos)
+  self.bytes = bytes
+  return bytes, message, code
+end
+
 ---Closes the tokenizer; decoders made from it live on.
 function Tokenizer:close()
+  if self.bytes then self.bytes:close() end
   if self.handle then self.handle:close() end
   if self.own_runtime then self.own_runtime:close() end
-  self.handle, self.own_runtime = nil, nil
+  self.handle, self.own_runtime, self.bytes = nil, nil, nil
 end
 Tokenizer.__close = Tokenizer.close
 

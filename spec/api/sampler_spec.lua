@@ -233,7 +233,7 @@ describe("sampler", function()
   describe("misuse", function()
     it("raises on unknown options and lists the known ones", function()
       assert.error_matches(function() new_sampler { temprature = 1 } end,
-        "unknown option 'temprature' %(known: temperature, top_k, .*logit_bias%)")
+        "unknown option 'temprature' %(known: temperature, top_k, .*logit_bias, .*%)")
       assert.error_matches(function() new_sampler { 1 } end, "unknown option '1'")
       assert.error(function() new_sampler(3) end)
     end)

@@ -24,6 +24,8 @@ local rank = {
   ["base/tensor"] = 1, ["base/dtype"] = 1, ["base/runtime"] = 1, ["sample/sample_math"] = 1,
   ["backend/op_args"] = 2, ["backend/digest_args"] = 2.5,
   ["backend/backend"] = 3, ["base/unicode"] = 3,
+  ["grammar/api"] = 0.2, ["grammar/grammar"] = 3.5, ["grammar/guide"] = 3.6, ["grammar/gbnf"] = 3.7,
+  ["grammar/lexicon"] = 3.7,
   ["backend/plugin"] = 4, ["base/weights"] = 4, ["base/profile"] = 4, ["sample/sampler"] = 4,
   ["cache/pages"] = 4, ["cache/probed"] = 5, ["cache/learned"] = 5,
   ["cache/digests"] = 5,
@@ -45,7 +47,7 @@ local rank = {
 local kernels_may = { pyramid = true, ["base/tensor"] = true, ["base/dtype"] = true,
   ["base/runtime"] = true, ["backend/backend"] = true, ["sample/sample_math"] = true }
 local binding_may = { pyramid = true, ["base/plain"] = true, ["base/disk"] = true,
-  ["model/convert"] = true, ["base/versioned"] = true }
+  ["model/convert"] = true, ["base/versioned"] = true, ["grammar/api"] = true }
 local outside = {            -- the program's own
   ["lua/lprobe.c"] = { ["backend/backend"] = true, ["base/runtime"] = true, ["base/dtype"] = true,
     ["cpu/onednn"] = true },

@@ -237,6 +237,8 @@ function cli.add_sampler(parser, defaults)
       { integer = 0 })
   option(parser, "--repeat-penalty", "X", "Makes what was said less probable; 1: off.",
     { number = true })
+  option(parser, "--grammar", "FILE", "Writes only texts of this grammar (GBNF).")
+  option(parser, "--schema", "FILE", "Writes only JSON of this JSON Schema.")
 end
 
 ---@param parser table
@@ -495,9 +497,15 @@ function cli.sampler(args, defaults)
         :format(program, table.concat(idle, ", ")))
     end
   end
-  return guarded(sampler, { temperature = args.temperature, top_k = args.top_k,
+  if args.grammar and args.schema then
+    cli.fail("both --grammar and --schema", "Leave one out.")
+  end
+  local grammar = args.grammar and { file = args.grammar }
+    or args.schema and { schema_file = args.schema } or nil
+  return cli.must(guarded(sampler, { grammar = grammar,
+    temperature = args.temperature, top_k = args.top_k,
     top_p = args.top_p or defaults and defaults.top_p, min_p = args.min_p,
-      repeat_penalty = args.repeat_penalty, seed = args.seed })
+      repeat_penalty = args.repeat_penalty, seed = args.seed }))
 end
 
 ---A file's bytes; "-" is standard input.
