@@ -27,7 +27,8 @@ local seconds, seed, jobs = tonumber(given.seconds), math.tointeger(tonumber(giv
 local only = math.tointeger(tonumber(given.case))
 
 local known = { "gguf", "safetensors", "index", "config", "generation_config", "tokenizer_config",
-  "tokenizer", "template", "cache", "results", "json", "policy" }
+  "tokenizer", "template", "cache", "results", "json", "gbnf",
+  "schema", "policy" }
 local kinds = {}
 for name in (given.kind ~= "" and given.kind or table.concat(known, ",")):gmatch "[^,]+" do
   local there = false

@@ -467,6 +467,56 @@ targets.json = {
   end,
 }
 
+-- Grammars and schemas: what is read is asked about texts, its own among them.
+local grammars = { list = [==[
+root ::= "[" (item ("," item){0,30})? "]" # a list
+item ::= [0-9]+ | "\u00e9" [^a-z"\\\x41]? | ("a" | "b"){2,} | (root)* "x" | .
+]==], json = [==[
+root ::= object
+value ::= object | array | string | "true" | "null"
+object ::= "{" (string ":" value ("," string ":" value)*)? "}"
+array ::= "[" (value ("," value)*)? "]"
+string ::= "\"" ([^"\\\x00-\x1f] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4}))* "\""
+]==] }
+
+local function use_grammar(grammar, message, code)
+  if not grammar then return nil, message, code end
+  local ok = true
+  for _, text in ipairs { "", "[1,2]", '{"a":["b",null]}', ("["):rep(300), ("a"):rep(300),
+    "é\xff" } do
+    if ok ~= nil then ok, message, code = grammar:match(text) end
+  end
+  grammar:close()
+  if ok == nil then return nil, message, code end
+  return true
+end
+
+targets.gbnf = {
+  suffix = ".gbnf",
+  bases = function() return { "json", "list" } end,
+  make = function(base) return mutate.bytes(grammars[base]) end,
+  try = function(path) return use_grammar(pyramid.grammar(helper.read(path))) end,
+}
+
+local schemas = { object = [==[{ "type": "object", "properties": { "a": { "type": "string",
+  "minLength": 1, "maxLength": 9 }, "b": { "$ref": "#/$defs/x" }, "c": { "pattern": "^a[b-d]{2}|x$" } },
+  "required": ["a", "z"], "additionalProperties": { "type": ["integer", "null"] }, "maxProperties": 4,
+  "$defs": { "x": { "anyOf": [{ "$ref": "#" }, { "enum": [1, "two", [3]] }] } } }]==],
+  array = [==[{ "type": "array", "prefixItems": [{ "const": { "k": 1 } }, { "format": "date" }],
+  "items": { "oneOf": [{ "type": "integer", "minimum": -5, "exclusiveMaximum": 77 },
+  { "type": "number", "minimum": 77.25, "maximum": 99.5 }, { "allOf": [{ "type": "string" }] }] },
+  "minItems": 1, "maxItems": 6 }]==] }
+
+targets.schema = {
+  suffix = ".json",
+  bases = function() return { "array", "object" } end,
+  make = function(base)
+    if R(4) == 1 then return mutate.bytes(schemas[base]) end
+    return mutate.json(once("schema " .. base, function() return mutate.decode(schemas[base]) end))
+  end,
+  try = function(path) return use_grammar(pyramid.grammar { schema = helper.read(path) }) end,
+}
+
 -- ---- policies -----------------------------------------------------------------------------------
 
 local big = { 0, 1, 2, 3, 5, 8, 15, 16, 17, 31, 64, 1000, 65535, 0x7fffffff, 1 << 32 }
