@@ -566,6 +566,10 @@ typedef struct pyr_plan {  /* each lane is cut by its own rows; one that holds n
                            few rows, and where the device cannot. Without a `trigger` a policy's
                            `decode` is asked once a prompt, for this alone. In pyr_cache_evict it is
                            not looked at */
+  int32_t losers;       /* 0: they leave the cache; PYR_TIER_WARM, PYR_TIER_COLD: they go down to
+                           that tier, which the cache must have; less than 0, the same numbers: to
+                           it or else one below, if it has any, else they leave. Not with merge, nor
+                           where keys are or were turned (PYR_ROTATE_COMPACT) */
 } pyr_plan;
 
 typedef struct pyr_trigger {  /* when decode plans run, and what is tracked until then */
@@ -644,6 +648,30 @@ pyr_status pyr_pool_new(pyr_model *model, pyr_dtype dtype, size_t budget /* 0: n
                         pyr_pool **out);
 void pyr_pool_free(pyr_pool *pool);
 size_t pyr_pool_bytes(const pyr_pool *pool);  /* what all its caches hold, shared pages once */
+
+/* Tiers. Rows are appended to the hot tier, whose dtype is the pool's; plans judge its rows alone,
+ * and what leaves it may go down a tier (pyr_plan.losers) instead of leaving the cache. Queries
+ * attend to the rows of all tiers: with equal dtypes a cache that demotes computes what a full one
+ * does, to rounding. The processor's alone. */
+typedef enum pyr_tier { PYR_TIER_HOT = 0, PYR_TIER_WARM, PYR_TIER_COLD } pyr_tier;
+typedef struct pyr_tier_options {
+  size_t size;
+  pyr_tier tier;             /* warm or cold */
+  pyr_dtype dtype;           /* rows are converted once, as they come down */
+  const char *file;          /* NULL: memory, which counts against the pool's budget; else its pages
+                                lie in a file that is made at this path, where there must be none,
+                                and has no name from then on. What lies there is no part of the
+                                budget */
+  size_t bytes;              /* the most that the tier may hold; 0: any number, not with a file */
+  int64_t rows;              /* the most of a lane; 0: any number */
+} pyr_tier_options;
+/* The next tier of a pool of which no cache has been made. Beyond `bytes` or `rows` its oldest rows
+ * go on to the tier below; the last tier says PYR_BUDGET then. */
+pyr_status pyr_pool_add_tier(pyr_pool *pool, const pyr_tier_options *options);
+/* Where the budget is full, a prefill or step makes room first: the oldest rows, but for the first
+ * 4 and the last 64 of each lane, go down a tier. They stay there also if the call then fails. */
+void pyr_pool_set_pressure(pyr_pool *pool, int demote);
+pyr_runtime *pyr_pool_runtime(const pyr_pool *pool);
 
 pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool,
                          const pyr_policy *policy /* may be NULL */, pyr_cache **out);
@@ -778,9 +806,21 @@ int64_t pyr_cache_tokens(const pyr_cache *cache);            /* tokens seen */
 int64_t pyr_cache_rows(const pyr_cache *cache, int layer, int head);  /* -1 if out of range */
 pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head,
                                int32_t *out /* [rows] */);
-/* pages and per-row bookkeeping; shared pages count */
+/* pages and per-row bookkeeping of all tiers; shared pages count */
 size_t pyr_cache_bytes(const pyr_cache *cache);
-/* rows held / (lanes * tokens); 1 for an empty cache */
+/* The same of one tier; -1, or 0 bytes, of one that the cache has not. pyr_cache_rows and
+ * pyr_cache_positions are of the hot one. */
+int64_t pyr_cache_tier_rows(const pyr_cache *cache, pyr_tier tier, int layer, int head);
+pyr_status pyr_cache_tier_positions(const pyr_cache *cache, pyr_tier tier, int layer, int head,
+                                    int32_t *out);
+size_t pyr_cache_tier_bytes(const pyr_cache *cache, pyr_tier tier);
+int pyr_cache_has_tier(const pyr_cache *cache, pyr_tier tier);
+/* Brings rows of lower tiers back to the hot one: of each lane the `rows` of them that the score
+ * ranks highest, ties to the warmer tier and the lower row; fewer where there are fewer. The score
+ * may look at rows, at tables, and at what a probe gave to them. Values are not rounded again. All
+ * or nothing. */
+pyr_status pyr_cache_promote(pyr_cache *cache, const pyr_score *score, int64_t rows);
+/* rows held in all tiers / (lanes * tokens); 1 for an empty cache */
 double pyr_cache_fraction(const pyr_cache *cache);
 /* Of the rows held, the share that the next step reads, at most (pyr_read); 1: all of them, or none
  * are held */

@@ -1,6 +1,8 @@
 /* lcache.c — page pools and caches for Lua.
  *
  *   core.pool(model, dtype, budget) -> pool            pool:bytes()  :close()
+ *                                                      :add_tier(name, dtype, bytes, rows, file)
+ *                                                      :press()
  *   core.cache(model, pool, policy or nil) -> cache    core.load_cache(model, pool, policy, path)
  *                                                      -> cache
  *   core.step({ cache, … }, { id, … } [, { sampler or false, … }]) -> { logits, … }; where there is
@@ -14,8 +16,11 @@
  *                                                      sequence of sequences or vectors
  *   core.embed(model, ids) -> packed f32, a row of the model's width for each id
  *   cache:verify(ids) -> { logits, … }             cache:verifiable() -> how many ids at most
- *   cache:step(id) -> logits   :rows(layer, head) :positions(layer, head) -> { position, … }
- *                              :bytes() :fraction() :reading()
+ *   cache:step(id) -> logits   :rows(layer, head, tier)
+ *                              :positions(layer, head, tier) -> { position, … }
+ *                              :bytes(tier)     tier: nil: of all tiers
+ *                              :has_tier(tier) :fraction() :reading()
+ *   cache:bring_up(program, rows) -> true        rows of lower tiers to the hot one
  *   cache:evaluate(program, layer, head) -> a vector of one number a token seen; layer, head 0: the
  *   mean over all
  *   cache:cut(bound policy or nothing) -> true   :truncate(n) -> true
@@ -31,6 +36,7 @@
 #include "lvector.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define POOL "pyramid.pool"
@@ -111,6 +117,32 @@ static int pool_close(lua_State *L) {
 static int pool_bytes(lua_State *L) {
   lua_pushinteger(L, (lua_Integer)pyr_pool_bytes(check_pool(L, 1)));
   return 1;
+}
+
+static const char *const tiers[] = { "hot", "warm", "cold", NULL };
+
+/* pool:add_tier("warm", dtype, bytes, rows, file or nil) -> true */
+static int pool_add_tier(lua_State *L) {
+  size_t length = 0;
+  pyr_pool *pool = check_pool(L, 1);
+  int dtype = pyr_dtype_of_name(luaL_checkstring(L, 3));
+  luaL_argcheck(L, dtype >= 0, 3, "unknown dtype");
+  pyr_tier_options tier = { .size = sizeof tier, .dtype = (pyr_dtype)dtype,
+                            .tier = (pyr_tier)luaL_checkoption(L, 2, NULL, tiers),
+                            .bytes = (size_t)luaL_checkinteger(L, 4),
+                            .rows = luaL_checkinteger(L, 5) };
+  tier.file = luaL_optlstring(L, 6, NULL, &length);
+  if (tier.file && strlen(tier.file) != length) return check_path(L, 6), 3;
+  pyr_status status = pyr_pool_add_tier(pool, &tier);
+  if (status != PYR_OK) return pyr_lua_fail(L, pyr_pool_runtime(pool), status);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+/* pool:press(): a full budget moves rows down a tier */
+static int pool_press(lua_State *L) {
+  pyr_pool_set_pressure(check_pool(L, 1), 1);
+  return 0;
 }
 
 /* ---- making caches --------------------------------------------------------------------------- */
@@ -552,36 +584,77 @@ static int cache_note(lua_State *L) {
 /* ---- questions ------------------------------------------------------------------------------- */
 
 /* Reads (layer, head) from arguments 2 and 3; head is 1 if not given. */
-static int64_t check_lane(lua_State *L, pyr_cache *cache, int *layer, int *head) {
+static void check_lane(lua_State *L, pyr_cache *cache, int *layer, int *head) {
   lua_Integer l = luaL_checkinteger(L, 2), h = luaL_optinteger(L, 3, 1);
   const pyr_model_config *config = pyr_model_get_config(pyr_cache_model(cache));
   luaL_argcheck(L, l >= 1 && l <= config->layers, 2, "no such layer");
   luaL_argcheck(L, h >= 1 && h <= config->kv_heads, 3, "no such head");
   *layer = (int)l - 1;
   *head = (int)h - 1;
-  return pyr_cache_rows(cache, *layer, *head);
+}
+
+/* The tiers that `arg` asks for, [*first, *last]: one by its name, or all. */
+static void check_tiers(lua_State *L, int arg, const pyr_cache *cache, int *first, int *last) {
+  *first = PYR_TIER_HOT, *last = PYR_TIER_COLD;
+  if (lua_isnoneornil(L, arg)) return;
+  *first = *last = luaL_checkoption(L, arg, NULL, tiers);
+  luaL_argcheck(L, pyr_cache_has_tier(cache, (pyr_tier)*first), arg, "the cache has no such tier");
+}
+
+/* Of tiers that the cache has; sums of others are 0. */
+static int64_t rows_of(const pyr_cache *cache, int first, int last, int layer, int head) {
+  int64_t rows = 0;
+  for (int tier = first; tier <= last; tier++)
+    if (pyr_cache_has_tier(cache, (pyr_tier)tier))
+      rows += pyr_cache_tier_rows(cache, (pyr_tier)tier, layer, head);
+  return rows;
 }
 
 static int cache_rows(lua_State *L) {
-  int layer, head;
-  lua_pushinteger(L, check_lane(L, check_cache(L, 1), &layer, &head));
+  int layer, head, first, last;
+  pyr_cache *cache = check_cache(L, 1);
+  check_lane(L, cache, &layer, &head);
+  check_tiers(L, 4, cache, &first, &last);
+  lua_pushinteger(L, rows_of(cache, first, last, layer, head));
   return 1;
 }
 
+static int by_position(const void *a, const void *b) {
+  int32_t x, y;
+  memcpy(&x, a, sizeof x), memcpy(&y, b, sizeof y);
+  return (x > y) - (x < y);
+}
+
+/* Tier behind tier, and then in order. */
+static pyr_status read_positions(const pyr_cache *cache, int first, int last, int layer, int head,
+                                 int32_t *out) {
+  int64_t rows = 0;
+  for (int tier = first; tier <= last; tier++) {
+    if (!pyr_cache_has_tier(cache, (pyr_tier)tier)) continue;
+    pyr_status status = pyr_cache_tier_positions(cache, (pyr_tier)tier, layer, head, out + rows);
+    if (status != PYR_OK) return status;
+    rows += pyr_cache_tier_rows(cache, (pyr_tier)tier, layer, head);
+  }
+  if (first < last) qsort(out, (size_t)rows, sizeof *out, by_position);
+  return PYR_OK;
+}
+
 static int cache_positions(lua_State *L) {
-  lua_settop(L, 4);
+  lua_settop(L, 5);
   pyr_cache *cache = check_cache(L, 1);
-  int layer, head;
-  int64_t rows = check_lane(L, cache, &layer, &head), room = -1;
+  int layer, head, first, last;
+  check_lane(L, cache, &layer, &head);
+  check_tiers(L, 4, cache, &first, &last);
+  int64_t rows = rows_of(cache, first, last, layer, head), room = -1;
   int32_t *positions = NULL;
   while (rows > room) {                  /* again where a finalizer has read more into it */
     room = rows;
     positions = lua_newuserdatauv(L, (size_t)(room + 1) * sizeof *positions, 0);
-    lua_replace(L, 4);
+    lua_replace(L, 5);
     cache = check_cache(L, 1);
-    rows = pyr_cache_rows(cache, layer, head);
+    rows = rows_of(cache, first, last, layer, head);
   }
-  pyr_status status = pyr_cache_positions(cache, layer, head, positions);
+  pyr_status status = read_positions(cache, first, last, layer, head, positions);
   if (status != PYR_OK) return fail(L, cache, status);
   lua_createtable(L, (int)rows, 0);
   for (int64_t i = 0; i < rows; i++) {
@@ -616,7 +689,33 @@ static int cache_evaluate(lua_State *L) {
 }
 
 static int cache_bytes(lua_State *L) {
-  lua_pushinteger(L, (lua_Integer)pyr_cache_bytes(check_cache(L, 1)));
+  const pyr_cache *cache = check_cache(L, 1);
+  int first, last;
+  check_tiers(L, 2, cache, &first, &last);
+  lua_pushinteger(L, (lua_Integer)(first < last ? pyr_cache_bytes(cache)
+                                   : pyr_cache_tier_bytes(cache, (pyr_tier)first)));
+  return 1;
+}
+
+static int cache_has_tier(lua_State *L) {
+  const pyr_cache *cache = check_cache(L, 1);
+  lua_pushboolean(L, pyr_cache_has_tier(cache, (pyr_tier)luaL_checkoption(L, 2, NULL, tiers)));
+  return 1;
+}
+
+/* cache:bring_up(program, rows) -> true */
+static int cache_bring_up(lua_State *L) {
+  pyr_score score = { 0 };
+  score.length = pyr_lua_read_program(L, 2, score.ops, PYR_SCORE_MAX);
+  lua_Integer rows = luaL_checkinteger(L, 3);
+  cache_box *box = check_idle(L, 1);
+  lua_State *outer = pyr_lua_enter(L);
+  box->busy = true;
+  pyr_status status = pyr_cache_promote(box->cache, &score, rows);
+  box->busy = false;
+  pyr_lua_leave(L, outer);
+  if (status != PYR_OK) return fail(L, box->cache, status);
+  lua_pushboolean(L, 1);
   return 1;
 }
 
@@ -675,13 +774,15 @@ static int cache_show(lua_State *L) {
 /* ---- entry ----------------------------------------------------------------------------------- */
 
 void pyr_lua_open_cache(lua_State *L) {
-  static const luaL_Reg pool_methods[] = { { "bytes", pool_bytes }, { NULL, NULL } };
+  static const luaL_Reg pool_methods[] = { { "bytes", pool_bytes }, { "add_tier", pool_add_tier },
+                                           { "press", pool_press }, { NULL, NULL } };
   static const luaL_Reg cache_methods[] = {
     { "read_ids", cache_read_ids }, { "read_embeddings", cache_read_embeddings },
         { "step", cache_step }, { "verify", cache_verify },
         { "verifiable", cache_verifiable }, { "rows", cache_rows },
         { "positions", cache_positions },
-    { "evaluate", cache_evaluate },
+    { "evaluate", cache_evaluate }, { "has_tier", cache_has_tier },
+    { "bring_up", cache_bring_up },
     { "bytes", cache_bytes }, { "fraction", cache_fraction },
     { "reading", cache_reading }, { "tokens", cache_tokens },
         { "computed", cache_computed },

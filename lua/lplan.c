@@ -8,7 +8,7 @@
  *   prepare(shape…) -> program, block, first, lead, among, sinks or nothing: no preparing pass;
  *   first and lead are strings of packed i4
  *   prefill(shape…) -> keep, first, last, share, prune, program, least, mass, threshold, rotate,
- *   above, weight (a program), read or nothing: keep all
+ *   above, weight (a program), read, losers (0, or the tier that they go to) or nothing: keep all
  *   trigger(shape…) -> every, over, window, once, program or nothing: never fires
  *   decode(shape…)  -> as prefill
  *
@@ -108,6 +108,7 @@ static void read_plan(lua_State *L, int at, pyr_plan *plan) {
   plan->above = (float)luaL_optnumber(L, at + 10, 0);
   plan->weight.length = pyr_lua_read_program(L, at + 11, plan->weight.ops, PYR_SCORE_MAX);
   read_read(L, at + 12, &plan->read);
+  plan->losers = (int32_t)luaL_checkinteger(L, at + 13);
 }
 
 static void read_trigger(lua_State *L, int at, pyr_trigger *trigger) {
@@ -166,7 +167,7 @@ static int call_policy(lua_State *L) {
   const lua_Integer numbers[] = { s->layer + 1, s->layers, s->prompt, s->past, s->rows, s->waiting,
                                   s->tokens, s->heads, s->kv_heads, s->head_dim };
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) lua_pushinteger(L, numbers[i]);
-  lua_call(L, sizeof numbers / sizeof *numbers, call->plan ? 13 : call->trigger ? 5 : 6);
+  lua_call(L, sizeof numbers / sizeof *numbers, call->plan ? 14 : call->trigger ? 5 : 6);
   if (lua_isnil(L, 2)) return 0;
   if (call->plan) read_plan(L, 2, call->plan);
   else if (call->trigger) read_trigger(L, 2, call->trigger);

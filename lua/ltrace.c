@@ -14,8 +14,8 @@
  *   evicted                              rows, of all heads together
  *   hidden, hidden_kept                  prefill: tokens that reached the layer, that go on
  *   asked                                the plan: keep (a number, or a list), first, last, share,
- *                                        prune, and mass, above, least, merge, rotate where it
- *                                        has them
+ *                                        prune, and mass, above, least, merge, rotate, losers where
+ *                                        it has them
  *   why                                  "no plan", "fits" or the score that ranked
  *   seconds, bytes                       that it took; of the layer's rows after it
  * What the function raises ends the call that the plan belongs to, as what a policy raises does. */
@@ -90,6 +90,7 @@ static void set_asked(lua_State *L, const pyr_plan *plan) {
   if (plan->least > 0) set_number(L, "least", plan->least);
   if (plan->merge) set_float(L, "merge", (double)plan->threshold);
   if (plan->rotate == PYR_ROTATE_COMPACT) set_string(L, "rotate", "compact");
+  if (plan->losers) set_string(L, "losers", plan->losers == PYR_TIER_WARM ? "warm" : "cold");
   lua_setfield(L, -2, "asked");
 }
 

@@ -111,6 +111,19 @@ struct pyr_backend {
    * ascending. */
   pyr_status (*gather)(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src,
                        int count, pyr_layout layout, const int32_t *idx, int64_t k);
+  /* Rows from[i] of src become rows to[i] of dst, i < n: K and V, converted where the dtypes differ
+   * (to f32 and back, so that each value is rounded once), positions, and history, which is 0 where
+   * src has none. Keys lie as at their positions: no lane is wide. Pages that are written are dst's
+   * alone. to, from: host [n]. NULL: the backend's caches have no tiers. */
+  pyr_status (*move_rows)(pyr_backend *be, const pyr_lane_view *dst, pyr_layout dst_layout,
+                          const int32_t *to, const pyr_lane_view *src, pyr_layout src_layout,
+                          const int32_t *from, int64_t n);
+  /* Two attentions of the same queries over different rows become one over all of them: of n
+   * vectors of d values, with l = log(e^lse[i] + e^other_lse[i]),
+   *     out[i] = e^(lse[i] - l) out[i] + e^(other_lse[i] - l) other[i],   lse[i] = l
+   * A sink counts in one of both. Where both lse are -inf nothing changes. NULL: as move_rows. */
+  pyr_status (*join)(pyr_backend *be, float *out, float *lse, const float *other,
+                     const float *other_lse, int64_t n, int64_t d);
   /* Rows of the lane that are not among idx [k], ascending, are merged into their most similar row
    * that is: the one whose K has the largest cosine with theirs, ties to the lower row, if that is
    * at least `threshold` (NaN never is; a row of zeros has cosine 0 with every other). K and V of a

@@ -86,6 +86,9 @@ typedef struct pyr_track {       /* history[j] = decay * history[j] + w(q, j) * 
   float decay;
   int32_t max;                   /* 1: history[j] = max(history[j], w(q, j) * max over the lane's
                                     heads of p_h(j)), and decay is not looked at */
+  const float *more;             /* [heads] logarithm of the denominators of rows that are attended
+                                    to elsewhere (backend.h, join), which count in p_h, but in
+                                    neither out nor lse; NULL: none, as always where `join` is */
 } pyr_track;
 
 typedef struct pyr_attention {   /* causal attention of n queries of one sequence over its kv_heads

@@ -23,7 +23,8 @@
 #define OPERATIONS(X) \
   X(copy) X(upload) X(download) X(embed) X(norm) X(linear) X(rope) X(activate) X(mlp) X(scale) \
   X(add) X(gate_rows) X(temper) X(route) X(experts) X(take_rows) X(take_i32) X(store) \
-  X(attention) X(digest) X(pick_pages) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) \
+  X(attention) X(digest) X(pick_pages) X(gather) X(move_rows) X(join) X(merge) X(rotate) X(mass) \
+  X(reduce_rows) \
   X(row_norms) X(arith) X(pool) X(normalize) X(select) \
   X(choose) X(finite) X(iota) X(fill) X(softmax) X(total) X(map) X(standardize) X(chunk) X( \
       mark) X(read_rows) X(key_similarity) X(redundancy) X(along) X(lag) X(output_norm) X(moments) \
@@ -242,6 +243,15 @@ WRAPPER(gather, (pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view 
                      (be, dst, src, lanes, layout, idx, k), 0,
                          4.0 * lanes * (double)k * row_of(layout))
 
+WRAPPER(move_rows, (pyr_backend *be, const pyr_lane_view *dst, pyr_layout dst_layout,
+                    const int32_t *to, const pyr_lane_view *src, pyr_layout src_layout,
+                    const int32_t *from, int64_t n),
+        (be, dst, dst_layout, to, src, src_layout, from, n), 0,
+        2.0 * (double)n * (row_of(dst_layout) + row_of(src_layout)))
+WRAPPER(join, (pyr_backend *be, float *out, float *lse, const float *other,
+               const float *other_lse, int64_t n, int64_t d),
+        (be, out, lse, other, other_lse, n, d), 3.0 * (double)n * (double)d,
+        12.0 * (double)n * ((double)d + 1))
 WRAPPER(merge, (pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx,
                 int64_t k, float threshold, int32_t *links),
                     (be, lane, layout, idx, k, threshold, links),

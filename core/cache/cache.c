@@ -338,7 +338,7 @@ void pyr_lane_put_back(pyr_cache *cache, pyr_lane *lane, int64_t rows, int32_t *
   lane->rows = rows;
   pyr_digests_stale(&lane->digests, 0);
   lane->row_room = lane->row_cap = lane->page_count * PYR_PAGE_ROWS;
-  pool->held = pool->held - before + bytes_of_lane(lane);
+  pyr_pool_recount(pool, before, bytes_of_lane(lane));
 }
 
 /* Those copied before one fails stay copied. */
@@ -438,7 +438,7 @@ pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_la
 
 /* Sizes are those of the capacities, as they were allocated. The lane is empty then, and may be
  * used again. */
-static void lane_free(pyr_cache *cache, pyr_lane *lane) {
+void pyr_lane_free(pyr_cache *cache, pyr_lane *lane) {
   pyr_runtime *rt = cache->pool->rt;
   pyr_backend *be = cache->pool->be;
   drop_pages(cache, lane, 0);
@@ -456,7 +456,7 @@ static void lane_free(pyr_cache *cache, pyr_lane *lane) {
 /* Shares all pages of src. The destination is empty. What lies beside the rows is copied: it is
  * small, and a fork's history goes its own way from the next step on. Pages get a reference
  * each, and cost nothing until one of both writes. If it fails the destination holds a part, and
- * is whole enough for lane_free. Capacities of its own: row_cap is the source's, and charged
+ * is whole enough for pyr_lane_free. Capacities of its own: row_cap is the source's, and charged
  * anew, as positions are its own. */
 static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *src) {
   pyr_status status = table_grow(cache, dst, src->page_count);
@@ -479,6 +479,42 @@ static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *sr
   dst->page_count = src->page_count;
   dst->rows = src->rows;
   return pyr_digests_share(cache->pool, &dst->digests, &src->digests);
+}
+
+/* Positions and history of the shared pages come along; budgets are asked for all that is new. The
+ * lane itself is only read: whoever fails on the way frees what was made, and nothing has happened.
+ * */
+pyr_status pyr_lane_remake(pyr_cache *cache, const pyr_lane *lane, int64_t skip, int64_t rows,
+                           pyr_lane *out) {
+  pyr_backend *be = cache->pool->be;
+  int64_t count = pages_for(rows);
+  size_t used = (size_t)(skip * PYR_PAGE_ROWS) * sizeof(int32_t);
+  *out = (pyr_lane){ 0 };
+  pyr_status status = table_grow(cache, out, count);
+  for (int64_t p = 0; p < count && status == PYR_OK; p++) {
+    pyr_page *page = p < skip ? lane->pages[p] : NULL;
+    if (page) pyr_page_retain(page);
+    else status = pyr_page_new(cache->pool, PYR_PAGE_PLAIN, &page);
+    if (status != PYR_OK) break;
+    out->pages[p] = page;
+    out->data[p] = page->data;
+    out->page_count = p + 1;
+  }
+  if (status == PYR_OK)
+    status = rows_resize(cache, out, count * PYR_PAGE_ROWS, lane->history != NULL, false);
+  if (status == PYR_OK && used) status = be->copy(be, out->positions, lane->positions, used);
+  if (status == PYR_OK && used && lane->history)
+    status = be->copy(be, out->history, lane->history, used);
+  out->rows = rows;
+  if (status != PYR_OK) pyr_lane_free(cache, out);
+  return status;
+}
+
+void pyr_lane_replace(pyr_cache *cache, pyr_lane *lane, pyr_lane *made) {
+  made->mark = lane->mark, made->floor = lane->floor;
+  pyr_lane_free(cache, lane);
+  *lane = *made;
+  *made = (pyr_lane){ 0 };
 }
 
 /* ---- caches ---------------------------------------------------------------------------------- */
@@ -514,6 +550,11 @@ pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *pol
     cache->policy = *policy;
     if (policy->retain) policy->retain(policy->ud);
   }
+  pyr_status status = pool->below ? pyr_cache_new(model, pool->below, NULL, &cache->below) : PYR_OK;
+  if (status != PYR_OK) {
+    pyr_cache_free(cache);
+    return status;
+  }
   *out = cache;
   return PYR_OK;
 }
@@ -522,7 +563,7 @@ pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *pol
 static void free_lanes(pyr_cache *cache) {
   if (cache->lanes)
     for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++)
-      lane_free(cache, &cache->lanes[i]);
+      pyr_lane_free(cache, &cache->lanes[i]);
 }
 
 void pyr_cache_rows_changed(pyr_cache *cache) {
@@ -540,6 +581,7 @@ void pyr_cache_free(pyr_cache *cache) {
   pyr_policy policy = cache->policy;
   pyr_tracer tracer = cache->tracer;
   pyr_preparer preparer = cache->preparer;
+  pyr_cache_free(cache->below);
   pyr_cache_rows_changed(cache);
   pyr_trial_free(cache);
   pyr_learned_free(cache->learned);
@@ -599,6 +641,11 @@ pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out) {
   copy->learned = pyr_learned_retain(cache->learned);
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
     status = lane_share(copy, &copy->lanes[i], &cache->lanes[i]);
+  if (cache->below && status == PYR_OK) {
+    pyr_cache_free(copy->below);
+    copy->below = NULL;
+    status = pyr_cache_snapshot(cache->below, &copy->below);
+  }
   if (status != PYR_OK) {
     pyr_cache_free(copy);
     return status;
@@ -634,6 +681,7 @@ void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot) {
 
 /* Its policy, tracer and note stay. */
 pyr_status pyr_cache_clear(pyr_cache *cache) {
+  if (cache->below) (void)pyr_cache_clear(cache->below);
   pyr_cache_rows_changed(cache);
   free_lanes(cache);
   reset_states(cache);
@@ -650,7 +698,10 @@ const char *pyr_cache_note(const pyr_cache *cache, size_t *length) {
 
 int64_t pyr_cache_tokens(const pyr_cache *cache) { return cache->tokens; }
 int64_t pyr_cache_computed(const pyr_cache *cache) { return cache->computed; }
-int64_t pyr_cache_evicted(const pyr_cache *cache) { return cache->evicted; }
+/* Lower tiers count what was lost of their own rows. */
+int64_t pyr_cache_evicted(const pyr_cache *cache) {
+  return cache->evicted + (cache->below ? pyr_cache_evicted(cache->below) : 0);
+}
 
 int64_t pyr_cache_rows(const pyr_cache *cache, int layer, int head) {
   if (layer < 0 || layer >= cache->layers || head < 0 || head >= cache->heads) return -1;
@@ -666,6 +717,19 @@ int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer) {
     if (held > rows) rows = held;
   }
   return rows;
+}
+
+/* What scratch is reserved by, as operations run over lanes of any tier. */
+int64_t pyr_cache_longest(const pyr_cache *cache) {
+  int64_t rows = cache->below ? pyr_cache_longest(cache->below) : 0;
+  for (int layer = 0; layer < cache->layers; layer++)
+    rows = pyr_max(rows, pyr_cache_layer_rows(cache, layer));
+  return rows;
+}
+
+bool pyr_cache_lies_below(const pyr_cache *cache, int layer) {
+  const pyr_cache *below = cache->below;
+  return below && (pyr_cache_layer_rows(below, layer) > 0 || pyr_cache_lies_below(below, layer));
 }
 
 bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer) {
@@ -689,7 +753,7 @@ pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head, int3
 /* A page that forks share counts in each of them, and once in the pool: the sum over caches may
  * be more than the pool holds. */
 size_t pyr_cache_bytes(const pyr_cache *cache) {
-  size_t bytes = 0;
+  size_t bytes = cache->below ? pyr_cache_bytes(cache->below) : 0;
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++) {
     const pyr_lane *lane = &cache->lanes[i];
     bytes += (size_t)lane->page_count * cache->pool->page_bytes[kind_of(lane)];
@@ -701,7 +765,7 @@ size_t pyr_cache_bytes(const pyr_cache *cache) {
 /* Counted from rows, not from what is held: a lane of 70 rows takes 3 pages and 96 entries
  * beside them. */
 size_t pyr_cache_layer_bytes(const pyr_cache *cache, int layer) {
-  size_t bytes = 0;
+  size_t bytes = cache->below ? pyr_cache_layer_bytes(cache->below, layer) : 0;
   for (int head = 0; head < cache->heads; head++) {
     const pyr_lane *lane = pyr_cache_lane(cache, layer, head);
     int64_t pages = pages_for(lane->rows);
@@ -725,9 +789,57 @@ double pyr_cache_reading(const pyr_cache *cache) {
   return held ? (double)read / (double)held : 1.0;
 }
 
-/* Two layers of two lanes have seen 10 tokens, and hold 10, 10, 6 and 6 rows: 32 of 40, 0.8. */
+/* Counted from rows, as pyr_cache_layer_bytes does; what lies in a file is no memory, what lies
+ * beside it is. */
+pyr_measure pyr_cache_measure(const pyr_cache *cache) {
+  pyr_measure m = { { 0 }, { 0 } };
+  for (const pyr_cache *at = cache; at; at = at->below) {
+    size_t bytes = 0, page = at->pool->place ? 0 : 1;
+    for (int64_t i = 0; i < (int64_t)at->layers * at->heads; i++) {
+      const pyr_lane *lane = &at->lanes[i];
+      int64_t pages = pages_for(lane->rows);
+      bytes += (size_t)pages * page * at->pool->page_bytes[kind_of(lane)]
+          + bytes_beside(pages * PYR_PAGE_ROWS, lane->history != NULL, lane->wide);
+    }
+    m.bytes[at->pool->tier] = bytes;
+    m.held[at->pool->tier] = at->pool->held;
+  }
+  return m;
+}
+
+/* The cache of a tier, the same or one below; NULL: it has none. */
+static const pyr_cache *tier_of(const pyr_cache *cache, pyr_tier tier) {
+  while (cache && cache->pool->tier != tier) cache = cache->below;
+  return cache;
+}
+
+int pyr_cache_has_tier(const pyr_cache *cache, pyr_tier tier) {
+  return tier_of(cache, tier) != NULL;
+}
+
+int64_t pyr_cache_tier_rows(const pyr_cache *cache, pyr_tier tier, int layer, int head) {
+  const pyr_cache *at = tier_of(cache, tier);
+  return at ? pyr_cache_rows(at, layer, head) : -1;
+}
+
+pyr_status pyr_cache_tier_positions(const pyr_cache *cache, pyr_tier tier, int layer, int head,
+                                    int32_t *out) {
+  const pyr_cache *at = tier_of(cache, tier);
+  return at ? pyr_cache_positions(at, layer, head, out)
+      : pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT, "the cache has no tier \"%s\"",
+                              pyr_tier_text(tier));
+}
+
+size_t pyr_cache_tier_bytes(const pyr_cache *cache, pyr_tier tier) {
+  const pyr_cache *at = tier_of(cache, tier);
+  return !at ? 0 : pyr_cache_bytes(at) - (at->below ? pyr_cache_bytes(at->below) : 0);
+}
+
+/* Two layers of two lanes have seen 10 tokens, and hold 10, 10, 6 and 6 rows: 32 of 40, 0.8. With 2
+ * more of each of the last two in a lower tier it is 36 of 40. */
 double pyr_cache_fraction(const pyr_cache *cache) {
   int64_t lanes = (int64_t)cache->layers * cache->heads, rows = 0;
-  for (int64_t i = 0; i < lanes; i++) rows += cache->lanes[i].rows;
+  for (const pyr_cache *at = cache; at; at = at->below)
+    for (int64_t i = 0; i < lanes; i++) rows += at->lanes[i].rows;
   return cache->tokens ? (double)rows / ((double)lanes * (double)cache->tokens) : 1.0;
 }

@@ -12,7 +12,11 @@
  * Row r lies in page r / 32. A row's index changes as rows before it are evicted; its position
  * never does. Lanes of a layer may differ in length. The cache knows nothing of scores and plans
  * (policy/) nor of transformers (forward.c); it appends, gathers, shares, rolls back and counts.
- * Rows are written by the backend through lane views. */
+ * Rows are written by the backend through lane views.
+ *
+ * Where its pool has tiers (pages.h) a cache has one of its kind below it, with a lane for each of
+ * its own, and that one another: further rows of the same sequence, in the order of their positions
+ * again. A position is in one tier only. What goes down and comes up is tiers.h's. */
 #ifndef PYR_CACHE_H
 #define PYR_CACHE_H
 
@@ -59,6 +63,11 @@ typedef struct pyr_layer_state {  /* what decode plans need to know of a layer *
   pyr_read read;           /* what steps read; rows 0: all */
 } pyr_layer_state;
 
+/* What the rows of a cache take in memory, tier by tier, and what the pools hold: by the difference
+ * of the first to what it is later, and the second, one knows what the pools will hold when undos
+ * and snapshots of the call that is running are gone. */
+typedef struct pyr_measure { size_t bytes[3], held[3]; } pyr_measure;
+
 struct pyr_cache {
   pyr_pool *pool;          /* retained; retains the model */
   pyr_policy policy;       /* retained through its own callback; all NULL: none */
@@ -75,6 +84,12 @@ struct pyr_cache {
   pyr_learned *learned;    /* the map that triggers track, shared with forks; NULL: none so far */
   pyr_tracer tracer;       /* retained through its own callback; zeros: none */
   pyr_preparer preparer;   /* likewise */
+  pyr_cache *below;        /* the next tier's rows: lanes of its own pool, without policy or states;
+                              NULL: none. What follows is the hot tier's: tokens, counters, policy
+                              */
+  const pyr_measure *began;  /* of the moment when the call began that is running, where it has a
+                                way
+                              back; else NULL */
   char *note;              /* [note_bytes] what the file that it was loaded from held for its saver;
                               NULL: nothing */
   size_t note_bytes;
@@ -109,9 +124,13 @@ static inline bool pyr_trigger_tracks_max(const pyr_trigger *trigger) {
 pyr_lane_view pyr_lane_get_view(const pyr_lane *lane);
 int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer);   /* of its longest lane */
 bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer);      /* whether all are as long */
-/* What the rows of a layer take: whole pages, and what lies beside the rows in them. A call that
- * is running may hold more. */
+int64_t pyr_cache_longest(const pyr_cache *cache);   /* rows of the longest lane, in any tier */
+bool pyr_cache_lies_below(const pyr_cache *cache, int layer);   /* whether lower tiers hold rows */
+/* What the rows of a layer take, in all tiers: whole pages, and what lies beside the rows in them.
+ * A call that is running may hold more. */
 size_t pyr_cache_layer_bytes(const pyr_cache *cache, int layer);
+
+pyr_measure pyr_cache_measure(const pyr_cache *cache);
 
 /* Makes room for `more` rows in a lane and makes the pages they touch writable (a shared tail page
  * is copied). `history`: whether rows carry one; a history that appears later starts at zero. All
@@ -150,6 +169,17 @@ pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from);
  * `fixed` that stay. */
 pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_lane_view *views,
                             const int32_t *idx, int64_t keep, int64_t fixed);
+
+/* A lane of `rows` rows that has the first `skip` pages in common with `lane`, and fresh ones
+ * behind them, whose rows are yet to be written: what lies beside them, too, from row skip *
+ * PYR_PAGE_ROWS on. All or nothing. A lane of 70 rows remade with 90 and skip 1 shares rows 0 to
+ * 31. */
+pyr_status pyr_lane_remake(pyr_cache *cache, const pyr_lane *lane, int64_t skip, int64_t rows,
+                           pyr_lane *out);
+/* `made` takes the place of the lane, whose pages lose a reference. Cannot fail. */
+void pyr_lane_replace(pyr_cache *cache, pyr_lane *lane, pyr_lane *made);
+void pyr_lane_free(pyr_cache *cache, pyr_lane *lane);   /* it is empty then, and may be used again
+                                                           */
 
 /* Rows have changed: what a probe found out of them goes, and a trial of them ends. */
 void pyr_cache_rows_changed(pyr_cache *cache);

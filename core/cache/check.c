@@ -72,6 +72,7 @@ static pyr_status check_lane(const pyr_cache *cache, const pyr_lane *lane, const
 }
 
 pyr_status pyr_cache_check_layer(const pyr_cache *cache, int layer) {
+  if (cache->below) PYR_TRY(pyr_cache_check_layer(cache->below, layer));
   const char *fault = check_layer(cache, layer);
   if (fault)
     return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT,

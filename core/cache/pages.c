@@ -1,6 +1,7 @@
 /* pages.c — see pages.h. */
 #include "cache/pages.h"
 #include "base/dtype.h"
+#include "base/versioned.h"
 
 static bool on_cpu(const pyr_dtype_info *info) { return info->cpu & PYR_KERNEL_ROWS; }
 static bool on_device(const pyr_dtype_info *info) { return info->device & PYR_KERNEL_ROWS; }
@@ -49,29 +50,60 @@ pyr_pool *pyr_pool_retain(pyr_pool *pool) {
  * first. So there is no slab left to free, only the workspace. */
 void pyr_pool_free(pyr_pool *pool) {
   if (pool == NULL || --pool->refs > 0) return;
+  pyr_pool_free(pool->below);
+  pyr_tier_file_free(pool->place);
   pool->be->release(pool->be, pool->workspace, pool->workspace_bytes);
   pyr_model *model = pool->model;
   pyr_release(pool->rt, pool, sizeof *pool);
   pyr_model_free(model);
 }
 
-size_t pyr_pool_bytes(const pyr_pool *pool) { return pool->held; }
+/* What lies in a file counts, too, beside what the top's budget is of. */
+size_t pyr_pool_bytes(const pyr_pool *pool) {
+  size_t bytes = pool->held;
+  for (const pyr_pool *p = pool->below; p; p = p->below)
+    if (p->place) bytes += (size_t)p->pages[PYR_PAGE_PLAIN] * p->page_bytes[PYR_PAGE_PLAIN];
+  return bytes;
+}
 
 /* Written so that nothing overflows: held may be above the budget (rows put back after a failure
  * are not asked for), and `bytes` may be anything. Budget 100,000, 95,000 held: 5,000 more fit,
  * 5,001 do not. */
-static pyr_status check_budget(const pyr_pool *pool, size_t bytes) {
-  if (pool->budget && (pool->held > pool->budget || bytes > pool->budget - pool->held))
+static pyr_status check_one(const pyr_pool *pool, size_t bytes) {
+  if (!pool->budget || (pool->held <= pool->budget && bytes <= pool->budget - pool->held))
+    return PYR_OK;
+  if (pool->top)
     return pyr_runtime_set_error(pool->rt, PYR_BUDGET,
-                                 "the cache's budget of %zu bytes is full: %zu held, %zu more "
-                                 "wanted", pool->budget, pool->held, bytes);
-  return PYR_OK;
+                                 "the %zu bytes of tier \"%s\" are full: %zu held, %zu more wanted",
+                                 pool->budget, pyr_tier_text(pool->tier), pool->held, bytes);
+  return pyr_runtime_set_error(pool->rt, PYR_BUDGET,
+                               "the cache's budget of %zu bytes is full: %zu held, %zu more "
+                               "wanted", pool->budget, pool->held, bytes);
+}
+
+/* A tier's own limit, and that of all tiers; what lies in a file is not memory. */
+static pyr_status check_budget(const pyr_pool *pool, size_t bytes, bool memory) {
+  const pyr_pool *top = pool->top ? pool->top : pool;
+  if (top->lifted) return PYR_OK;
+  pyr_status status = check_one(pool, bytes);
+  return status == PYR_OK && pool->top && memory ? check_one(top, bytes) : status;
+}
+
+/* Three tiers, the last in a file: of 60,000 hot, 30,000 warm and 200,000 cold bytes of pages,
+ * 90,000 are of the budget, and `held` is 90,000, 30,000 and 200,000. */
+static void hold(pyr_pool *pool, size_t less, size_t more, bool memory) {
+  pool->held = pool->held - less + more;
+  if (pool->top && memory) pool->top->held = pool->top->held - less + more;
 }
 
 pyr_status pyr_pool_charge(pyr_pool *pool, size_t before, size_t bytes) {
-  pyr_status status = bytes > before ? check_budget(pool, bytes - before) : PYR_OK;
-  if (status == PYR_OK) pool->held = pool->held - before + bytes;
+  pyr_status status = bytes > before ? check_budget(pool, bytes - before, true) : PYR_OK;
+  if (status == PYR_OK) hold(pool, before, bytes, true);
   return status;
+}
+
+void pyr_pool_recount(pyr_pool *pool, size_t before, size_t bytes) {
+  hold(pool, before, bytes, true);
 }
 
 /* ---- pages ----------------------------------------------------------------------------------- */
@@ -101,6 +133,12 @@ enum {
   SLAB_PART = 8,                 /* … else this part of the pages in use, */
   SLAB_BYTES = 2 << 20,          /* … and so many bytes at most: a large page of the system's */
 };
+
+enum { FILE_PAGES = 16 };        /* of a slab in a file, whose extents are of one size */
+
+static size_t file_extent(const pyr_pool *pool) {
+  return (FILE_PAGES * pool->page_bytes[PYR_PAGE_PLAIN] + ALIGN - 1) / ALIGN * ALIGN;
+}
 
 /* Sanitizers see the end of an allocation: there each page is one. */
 #if defined(__SANITIZE_ADDRESS__)
@@ -138,10 +176,16 @@ static void unlist_slab(pyr_pool *pool, pyr_slab *slab) {
 
 /* A slab of `count` pages, if there is memory for it. A page that is alone is not aligned: 4096
  * bytes would be lost for each. The host's part and the backend's come together, or neither. */
+static void *block_new(pyr_pool *pool, size_t bytes) {
+  void *extent = NULL;
+  if (!pool->place) return pool->be->alloc(pool->be, bytes);
+  return pyr_tier_file_take(pool->place, &extent) == PYR_OK ? extent : NULL;
+}
+
 static pyr_slab *slab_new(pyr_pool *pool, int kind, int64_t count) {
   size_t bytes = (size_t)count * pool->page_bytes[kind] + (count > 1 ? ALIGN : 0);
   pyr_slab *slab = pyr_alloc(pool->rt, slab_bytes(count));
-  void *block = slab ? pool->be->alloc(pool->be, bytes) : NULL;
+  void *block = slab ? block_new(pool, bytes) : NULL;
   if (!block) {
     pyr_release(pool->rt, slab, slab_bytes(count));
     return NULL;
@@ -157,12 +201,23 @@ static pyr_slab *slab_new(pyr_pool *pool, int kind, int64_t count) {
   return slab;
 }
 
+/* A file that is full, or a disk, has said so itself. */
+static pyr_status file_slab(pyr_pool *pool, int kind, pyr_slab **out) {
+  void *extent = NULL;
+  PYR_TRY(pyr_tier_file_take(pool->place, &extent));
+  pyr_tier_file_give(pool->place, extent);                    /* it is there: slab_new takes it
+                                                                 again */
+  *out = slab_new(pool, kind, FILE_PAGES);
+  return *out ? PYR_OK : pyr_nomem(pool->rt, slab_bytes(FILE_PAGES), "the cache");
+}
+
 /* Where memory is short a smaller slab is tried: of 50 pages, then 12, then 3. The budget is
  * asked first, and counts the page, not the slab. On failure nothing has changed. */
 pyr_status pyr_page_new(pyr_pool *pool, int kind, pyr_page **out) {
-  pyr_status status = check_budget(pool, pool->page_bytes[kind]);
+  pyr_status status = check_budget(pool, pool->page_bytes[kind], !pool->place);
   if (status != PYR_OK) return status;
   pyr_slab *slab = pool->open[kind];
+  if (!slab && pool->place) PYR_TRY(file_slab(pool, kind, &slab));
   for (int64_t count = slab_pages(pool, kind); !slab && count > 0; count /= 4)
     slab = slab_new(pool, kind, count);
   if (!slab) return pyr_nomem(pool->rt, pool->page_bytes[kind], "the cache");
@@ -171,7 +226,7 @@ pyr_status pyr_page_new(pyr_pool *pool, int kind, pyr_page **out) {
   if (!slab->free) unlist_slab(pool, slab);
   slab->used++;
   pool->pages[kind]++;
-  pool->held += pool->page_bytes[kind];
+  hold(pool, 0, pool->page_bytes[kind], !pool->place);
   page->refs = 1;
   *out = page;
   return PYR_OK;
@@ -185,10 +240,11 @@ void pyr_page_free(pyr_pool *pool, pyr_page *page) {
   if (page == NULL || --page->refs > 0) return;
   pyr_slab *slab = page->slab;
   pool->pages[slab->kind]--;
-  pool->held -= pool->page_bytes[slab->kind];
+  hold(pool, pool->page_bytes[slab->kind], 0, !pool->place);
   if (--slab->used == 0) {
     if (slab->free) unlist_slab(pool, slab);
-    pool->be->release(pool->be, slab->block, slab->bytes);
+    if (pool->place) pyr_tier_file_give(pool->place, slab->block);
+    else pool->be->release(pool->be, slab->block, slab->bytes);
     pyr_release(pool->rt, slab, slab_bytes(slab->count));
     return;
   }
@@ -210,3 +266,56 @@ pyr_status pyr_pool_workspace(pyr_pool *pool, size_t bytes, void **out) {
   *out = pool->workspace;
   return PYR_OK;
 }
+
+/* ---- tiers ----------------------------------------------------------------------------------- */
+
+/* A cache that is made of the pool before would not have the tier: so there must be none. */
+static pyr_status check_tier(const pyr_pool *pool, const pyr_pool *last,
+                             const pyr_tier_options *o) {
+  if (o->tier <= last->tier || o->tier > PYR_TIER_COLD)
+    return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
+                                 "tiers are declared once each, from the hot one down");
+  if (!pool->be->move_rows)
+    return pyr_runtime_set_error(pool->rt, PYR_UNSUPPORTED,
+                                 "tier \"%s\": the backend %s has no tiers; they are the "
+                                 "processor's", pyr_tier_text(o->tier), pool->be->name);
+  if (pool->refs > 1 || pool->top)
+    return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
+                                 "tier \"%s\": the pool has caches already",
+                                 pyr_tier_text(o->tier));
+  if (o->rows < 0)
+    return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT, "tier \"%s\": rows is negative",
+                                 pyr_tier_text(o->tier));
+  if (o->file && !o->bytes)
+    return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
+                                 "tier \"%s\": a file needs bytes, the most that it may hold",
+                                 pyr_tier_text(o->tier));
+  return PYR_OK;
+}
+
+/* A file's bound is its extents', which say so themselves: pages that are counted in halves of one
+ * would be a second bound beside it. */
+pyr_status pyr_pool_add_tier(pyr_pool *pool, const pyr_tier_options *options) {
+  pyr_tier_options o;
+  pyr_pool *last = pool, *made = NULL;
+  const char *fault = pyr_take_options(&o, sizeof o, sizeof o, options);
+  if (fault) return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT, "a tier: %s", fault);
+  while (last->below) last = last->below;
+  PYR_TRY(check_tier(pool, last, &o));
+  PYR_TRY(pyr_pool_new(pool->model, o.dtype, o.file ? 0 : o.bytes, &made));
+  made->tier = o.tier;
+  made->rows_most = o.rows;
+  pyr_status status = o.file ? pyr_tier_file_new(pool->rt, o.file, o.bytes, file_extent(made),
+                                             &made->place) : PYR_OK;
+  if (status != PYR_OK) {
+    pyr_pool_free(made);
+    return status;
+  }
+  made->top = pool;
+  last->below = made;
+  return PYR_OK;
+}
+
+pyr_runtime *pyr_pool_runtime(const pyr_pool *pool) { return pool->rt; }
+/* For all caches of the pool, as the budget is. */
+void pyr_pool_set_pressure(pyr_pool *pool, int demote) { pool->pressed = demote != 0; }

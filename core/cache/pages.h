@@ -20,6 +20,7 @@
 #define PYR_PAGES_H
 
 #include "backend/backend.h"
+#include "cache/tier_file.h"
 
 typedef struct pyr_slab pyr_slab;
 
@@ -45,7 +46,23 @@ struct pyr_pool {
   int64_t pages[PYR_PAGE_KINDS];    /* in use */
   void *workspace;         /* of decode steps, kept between them; backend memory */
   size_t workspace_bytes;
+
+  /* Tiers: each has a pool, of its own dtype and limits; a cache's rows lie in all of them. */
+  pyr_tier tier;
+  pyr_pool *below;         /* the next tier's, which goes with this one; NULL: this is the last */
+  pyr_pool *top;           /* the hot tier's, whose budget is that of all tiers in memory and whose
+                              `held` counts them all; NULL: this is it. Not retained */
+  int64_t rows_most;       /* rows of a lane of the tier; 0: any number */
+  pyr_tier_file *place;        /* the file that its pages lie in; NULL: memory */
+  int32_t lifted;          /* top: while it is not 0, budgets are not asked: rows are on their way
+                              from one tier to another, and lie in both for a moment */
+  bool pressed;            /* top: where the budget is full, rows go down a tier (tiers.h) */
 };
+
+static inline pyr_pool *pyr_pool_top(pyr_pool *pool) { return pool->top ? pool->top : pool; }
+static inline const char *pyr_tier_text(pyr_tier tier) {
+  return tier == PYR_TIER_HOT ? "hot" : tier == PYR_TIER_WARM ? "warm" : "cold";
+}
 
 /* References are counted without locks: pools, caches and models of one runtime belong
  * to one thread at a time. */
@@ -63,6 +80,8 @@ void pyr_page_free(pyr_pool *pool, pyr_page *page);  /* drops one reference; NUL
  * charges 256 and 384 bytes: 128 more. */
 pyr_status pyr_pool_charge(pyr_pool *pool, size_t before, size_t bytes);
 
+/* The same without asking: what is put back was held before. */
+void pyr_pool_recount(pyr_pool *pool, size_t before, size_t bytes);
 /* The decode workspace, at least `bytes` long; contents are not kept when it grows. Not counted
  * against the budget. */
 pyr_status pyr_pool_workspace(pyr_pool *pool, size_t bytes, void **out);

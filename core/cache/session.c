@@ -10,11 +10,14 @@
  *   lanes    for each: rows, whether a history follows, positions, history, in a compacted layer
  *            the positions that keys came to, then page by page the K rows, the V rows and, in a
  *            compacted layer, the K rows as they came
+ *   tiers    version 6 alone: u64 how many lie below the hot one, then for each u64 which it is and
+ *            its dtype, and its lanes, as above
  *   note     u64 length and as many bytes: a text that the saver wanted kept with it
  *   check    u64 FNV-1a of all bytes before it
- * Version 5 knows what steps read (pyr_read); version 4 knows whose it is, version 3 keeps keys as
- * they came in compacted layers, which version 2 did not: its keys would go on wearing out. Older
- * files are refused: nobody can tell what model those before version 4 came from. Nothing read is
+ * Version 6 has tiers, and is written of caches that have some alone; version 5 knows what steps
+ * read (pyr_read); version 4 knows whose it is, version 3 keeps keys as they came in compacted
+ * layers, which version 2 did not: its keys would go on wearing out. Files older than version 5 are
+ * refused: nobody can tell what model those before version 4 came from. Nothing read is
  * believed before it is checked: counts against the file's size, positions against their order, the
  * sum against the bytes. A file is written beside
  * its destination and put in its place (disk.h), so that a failed save loses nothing, and of two
@@ -53,7 +56,7 @@
  *
  * Beside positions and rows there are 16 bytes a lane, 144 a layer and 272 a file. Digests of pages
  * are not among them: they are made of the keys again. */
-enum { PYR_CACHE_VERSION = 5, PYR_CACHE_ORDER = 0x01020304,
+enum { PYR_CACHE_VERSION = 5, PYR_CACHE_TIERED = 6, PYR_CACHE_ORDER = 0x01020304,
        NOTE_MOST = 64 << 20 /* bytes: any conversation's messages */ };
 static const char cache_magic[8] = { 'P', 'Y', 'R', 'C', 'A', 'C', 'H', 'E' };
 
@@ -157,7 +160,7 @@ static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
   pyr_model *model = cache->pool->model;
   memset(h, 0, sizeof *h);
   memcpy(h->magic, cache_magic, sizeof h->magic);
-  h->version = PYR_CACHE_VERSION;
+  h->version = cache->below ? PYR_CACHE_TIERED : PYR_CACHE_VERSION;
   h->order = PYR_CACHE_ORDER;
   h->layers = cache->layers;
   h->heads = cache->heads;
@@ -171,7 +174,7 @@ static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
   h->tokens = cache->tokens;
   h->prompt = cache->prompt;
   h->computed = cache->computed;
-  h->evicted = cache->evicted;
+  h->evicted = pyr_cache_evicted(cache);
 }
 
 enum { STATE = 18 };   /* a layer's state as so many 64-bit numbers; the ramp or decay travels as
@@ -252,6 +255,32 @@ static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lan
   return status;
 }
 
+static const pyr_layer_state plain_state = { .compact = false };   /* of lanes below the hot ones */
+
+/* Behind all hot lanes, so that what is read of them does not depend on whether there are tiers. */
+static pyr_status save_tiers(pyr_stream *s, const pyr_cache *cache, char *buffer,
+                             void *rows_buffer) {
+  uint64_t count = 0;
+  if (!cache->below) return PYR_OK;
+  for (const pyr_cache *at = cache->below; at; at = at->below) count++;
+  PYR_TRY(put(s, &count, sizeof count));
+  for (const pyr_cache *at = cache->below; at; at = at->below) {
+    uint64_t what[2] = { at->pool->tier, at->pool->layout.dtype };
+    PYR_TRY(put(s, what, sizeof what));
+    for (int64_t i = 0; i < (int64_t)at->layers * at->heads; i++)
+      PYR_TRY(save_lane(s, at, &at->lanes[i], buffer, rows_buffer, &plain_state));
+  }
+  return PYR_OK;
+}
+
+/* A buffer that holds a page of any tier. */
+static size_t largest_page(const pyr_pool *pool) {
+  size_t bytes = pool->page_bytes[PYR_PAGE_WIDE];
+  for (const pyr_pool *p = pool->below; p; p = p->below)
+    if (p->page_bytes[PYR_PAGE_WIDE] > bytes) bytes = p->page_bytes[PYR_PAGE_WIDE];
+  return bytes;
+}
+
 /* Without a note: its length is 0. */
 pyr_status pyr_cache_save(const pyr_cache *cache, const char *path) {
   return pyr_cache_save_note(cache, path, NULL, 0);
@@ -266,17 +295,14 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
   if (length > NOTE_MOST)
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "%s: a note of %zu bytes (at most %d)", path,
                                  length, NOTE_MOST);
-  size_t rows_bytes = 4, page_bytes = cache->pool->page_bytes[PYR_PAGE_WIDE];
+  size_t rows_bytes = 4 * (size_t)(pyr_cache_longest(cache) + 1),
+      page_bytes = largest_page(cache->pool);
   char *buffer = pyr_alloc(rt, page_bytes), why[PYR_WHY_BYTES];
   void *rows_buffer = NULL;
   pyr_output out = { .file = NULL };
   pyr_stream s = { NULL, &out, path, rt, PYR_FNV_START, 0 };
   pyr_cache_header header;
   pyr_status status = PYR_OK;
-  for (int layer = 0; layer < cache->layers; layer++) {
-    size_t bytes = (size_t)pyr_cache_layer_rows(cache, layer) * 4;
-    if (bytes > rows_bytes) rows_bytes = bytes;
-  }
   rows_buffer = pyr_alloc(rt, rows_bytes);
   if (!buffer || !rows_buffer) {
     status = pyr_nomem(rt, rows_bytes + page_bytes, "saving a cache");
@@ -296,6 +322,7 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
     status = save_lane(&s, cache, &cache->lanes[i], buffer, rows_buffer,
                        &cache->states[i / cache->heads]);
+  if (status == PYR_OK) status = save_tiers(&s, cache, buffer, rows_buffer);
   if (status == PYR_OK) status = put(&s, &note_bytes, sizeof note_bytes);
   if (status == PYR_OK) status = put(&s, note, length);
   uint64_t sum = s.hash;
@@ -355,13 +382,13 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   if (status != PYR_OK) return status;
   if (memcmp(h.magic, mine.magic, sizeof h.magic) != 0)
     return bad(s, "magic", "is not that of a saved cache");
-  if (h.version >= 1 && h.version < mine.version)
+  if (h.version >= 1 && h.version < PYR_CACHE_VERSION)
     return pyr_runtime_set_error(s->rt, PYR_FORMAT,
                                  "%s: version is %u, of an older build that wrote caches "
                                  "otherwise (this one: "
                                  "%u); read the prompt again and save it anew", s->path, h.version,
-                                     mine.version);
-  if (h.version != mine.version) return bad(s, "version", "is one this build does not read");
+                                     (unsigned)PYR_CACHE_VERSION);
+  if (h.version > PYR_CACHE_TIERED) return bad(s, "version", "is one this build does not read");
   if (h.order != mine.order) return bad(s, "byte order", "is not this machine's");
   if ((status = check_model(s, &h, &mine)) != PYR_OK) return status;
   if (h.layers != mine.layers || h.heads != mine.heads || h.head_dim != mine.head_dim)
@@ -372,6 +399,10 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   if (h.dtype != mine.dtype) return bad(s, "dtype",
                                         "differs from the cache to load into; ask for the saved "
                                         "one");
+  if (h.version != mine.version)
+    return bad(s, "tiers", cache->below
+               ? "are none: the cache to load into must be made without tiers, too"
+               : "are what the cache to load into must have, too (tiers)");
   /* each layer computes a token at most once, each lane drops its row at most once; counts of
    * tokens are positions */
   if (h.tokens < 0 || h.tokens > INT32_MAX || h.prompt < 0 || h.prompt > h.tokens || h.computed < 0
@@ -391,8 +422,8 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
  * against what is left of the file, so that 16 bad bytes cannot ask for gigabytes. Invariant of
  * the positions' loop: `before` is the last one read, so that they ascend over chunks, too. Page
  * by page: rows behind the last are sent as zeros, not as what lay in the buffer. */
-static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, char *buffer,
-                            const pyr_layer_state *state) {
+static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, int64_t tokens, pyr_lane *lane,
+                            char *buffer, const pyr_layer_state *state) {
   pyr_backend *be = cache->pool->be;
   size_t row = pyr_row_bytes(cache->pool->layout.dtype, cache->pool->layout.head_dim);
   int64_t counts[2] = { 0, 0 };
@@ -401,7 +432,7 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, cha
   pyr_status status = get(s, counts, sizeof counts, "a lane's counts");
   if (status != PYR_OK) return status;
   int64_t rows = counts[0];
-  if (rows < 0 || rows > cache->tokens || (counts[1] != 0 && counts[1] != 1))
+  if (rows < 0 || rows > tokens || (counts[1] != 0 && counts[1] != 1))
     return bad(s, "rows", "are out of range");
   if ((uint64_t)rows * (4 + (state->compact ? 3 : 2) * row) > s->left)
     return bad(s, "rows", "are more than the file holds");
@@ -416,7 +447,7 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, cha
       int64_t n = rows - at < PYR_PAGE_ROWS ? rows - at : PYR_PAGE_ROWS;
       status = get(s, chunk, (size_t)n * 4, plane ? "a history" : "positions");
       for (int64_t i = 0; plane == 0 && i < n && status == PYR_OK; i++) {
-        if (chunk[i] <= before || chunk[i] >= cache->tokens)
+        if (chunk[i] <= before || chunk[i] >= tokens)
           status = bad(s, "positions", "are not ascending token positions");
         before = chunk[i];
       }
@@ -441,6 +472,57 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, cha
   }
   if (status == PYR_OK) lane->rows = rows;
   return status;
+}
+
+/* A position that is in two tiers would be attended to twice. lists: host, the positions of two
+ * lanes behind each other. */
+static pyr_status check_apart(pyr_stream *s, const pyr_cache *one, const pyr_cache *other,
+                              int64_t i, int32_t *lists) {
+  const pyr_lane *a = &one->lanes[i], *b = &other->lanes[i];
+  pyr_backend *be = one->pool->be;
+  int32_t *behind = lists + a->rows;
+  if (a->rows == 0 || b->rows == 0) return PYR_OK;
+  PYR_TRY(be->download(be, lists, a->positions, (size_t)a->rows * sizeof *lists));
+  PYR_TRY(be->download(be, behind, b->positions, (size_t)b->rows * sizeof *lists));
+  for (int64_t x = 0, y = 0; x < a->rows && y < b->rows;) {
+    if (lists[x] == behind[y]) return bad(s, "positions", "are in two tiers");
+    if (lists[x] < behind[y]) x++;
+    else y++;
+  }
+  return PYR_OK;
+}
+
+/* Every pair of tiers, lane by lane: of three tiers and 90 lanes 270 pairs of lists, each walked
+ * once. */
+static pyr_status check_tiers(pyr_stream *s, const pyr_cache *cache) {
+  size_t bytes = 2 * (size_t)(pyr_cache_longest(cache) + 1) * sizeof(int32_t);
+  int32_t *lists = pyr_alloc(s->rt, bytes);
+  pyr_status status = lists ? PYR_OK : pyr_nomem(s->rt, bytes, "loading a cache");
+  for (const pyr_cache *a = cache; a; a = a->below)
+    for (const pyr_cache *b = a->below; b; b = b->below)
+      for (int64_t i = 0; i < (int64_t)a->layers * a->heads && status == PYR_OK; i++)
+        status = check_apart(s, a, b, i, lists);
+  pyr_release(s->rt, lists, bytes);
+  return status;
+}
+
+/* The header has said that there are some, as the cache has. In a file of their own rows are not
+ * looked for: a saved cache holds all of them, and may be loaded where that tier lies elsewhere. */
+static pyr_status load_tiers(pyr_stream *s, pyr_cache *cache, char *buffer) {
+  uint64_t count, mine = 0;
+  if (!cache->below) return PYR_OK;
+  for (const pyr_cache *at = cache->below; at; at = at->below) mine++;
+  PYR_TRY(get(s, &count, sizeof count, "the tiers"));
+  if (count != mine) return bad(s, "tiers", "are not as many as the cache to load into has");
+  for (pyr_cache *at = cache->below; at; at = at->below) {
+    uint64_t what[2];
+    PYR_TRY(get(s, what, sizeof what, "the tiers"));
+    if (what[0] != (uint64_t)at->pool->tier || what[1] != (uint64_t)at->pool->layout.dtype)
+      return bad(s, "tiers", "differ, by name or dtype, from those of the cache to load into");
+    for (int64_t i = 0; i < (int64_t)at->layers * at->heads; i++)
+      PYR_TRY(load_lane(s, at, cache->tokens, &at->lanes[i], buffer, &plain_state));
+  }
+  return check_tiers(s, cache);
 }
 
 /* At most 64 MiB, and at most what the file has left. */
@@ -537,16 +619,17 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   s.left = size - sizeof sum;
   status = pyr_cache_new(model, pool, policy, &cache);
   if (status != PYR_OK) goto done;
-  buffer = pyr_alloc(rt, pool->page_bytes[PYR_PAGE_WIDE]);
+  buffer = pyr_alloc(rt, largest_page(pool));
   if (!buffer) {
-    status = pyr_nomem(rt, pool->page_bytes[PYR_PAGE_WIDE], "loading a cache");
+    status = pyr_nomem(rt, largest_page(pool), "loading a cache");
     goto done;
   }
   status = load_header(&s, cache, &same);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
     status = load_state(&s, cache, layer, same);
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
-    status = load_lane(&s, cache, &cache->lanes[i], buffer, &cache->states[i / cache->heads]);
+    status = load_lane(&s, cache, cache->tokens, &cache->lanes[i], buffer,
+                       &cache->states[i / cache->heads]);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) {
     if (!cache->states[layer].compact) continue;
     if (!pyr_cache_lanes_equal(cache, layer))
@@ -554,6 +637,7 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
     else if (pyr_cache_layer_rows(cache, layer) > model->config.context) status = bad(&s, "rows",
         "are out of range");
   }
+  if (status == PYR_OK) status = load_tiers(&s, cache, buffer);
   if (status == PYR_OK) status = load_note(&s, cache);
   if (status != PYR_OK) goto done;
   expected = s.hash;
@@ -562,7 +646,7 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
       "check sum", "does not match");
 done:
   fclose(s.file);
-  pyr_release(rt, buffer, buffer ? pool->page_bytes[PYR_PAGE_WIDE] : 0);
+  pyr_release(rt, buffer, buffer ? largest_page(pool) : 0);
   if (status == PYR_OK) *out = cache;
   else pyr_cache_free(cache);
   return status;

@@ -4,7 +4,8 @@
  * changed in rows before it stays: evicted rows do not come back, nor does a key that was turned or
  * merged. What later queries gave to tracked rows cannot be taken out of a sum again, so a cache
  * that tracks is refused, but for the tokens that were last read as a trial (trial.c). In a layer
- * with a sliding window the next token's query must find the rows that its window shows; where the lane begins behind the window's first row, they are gone.
+ * with a sliding window the next token's query must find the rows that its window shows; where the
+ * lane begins behind the window's first row, they are gone.
  */
 #include "cache/cache.h"
 #include "model/model.h"
@@ -45,12 +46,40 @@ static pyr_status check_window(const pyr_cache *cache, int64_t lane, int64_t fir
                                (long long)(first + window - 1));
 }
 
+/* What the lane of one tier keeps, and the position of its first row, if that is lower than *first.
+ * Where a window looks, rows of all tiers count. */
+static pyr_status lane_keeps(const pyr_cache *cache, int64_t i, int64_t n, int32_t *positions,
+                             int64_t *keep, int64_t *first) {
+  int64_t rows = cache->lanes[i].rows;
+  *keep = 0;
+  if (rows == 0) return PYR_OK;
+  PYR_TRY(pyr_cache_positions(cache, (int)(i / cache->heads), (int)(i % cache->heads), positions));
+  *keep = rows_before(positions, rows, n);
+  *first = pyr_min(*first, positions[0]);
+  return PYR_OK;
+}
+
+/* The i-th lane of all tiers: keep[tier * lanes + i]. */
+static pyr_status lanes_keep(const pyr_cache *cache, int64_t i, int64_t n, int32_t *positions,
+                             int64_t *keep) {
+  int64_t lanes = (int64_t)cache->layers * cache->heads, first = INT64_MAX, sum = 0;
+  for (const pyr_cache *at = cache; at; at = at->below, keep += lanes) {
+    PYR_TRY(lane_keeps(at, i, n, positions, &keep[i], &first));
+    sum += keep[i];
+  }
+  if (first < INT64_MAX) PYR_TRY(check_window(cache, i, first, n));
+  if (sum > 0) return PYR_OK;
+  return pyr_runtime_set_error(cache->pool->rt, PYR_POLICY,
+                               "truncate: layer %lld holds no row of the first %lld tokens any "
+                               "more", (long long)(i / cache->heads) + 1, (long long)n);
+}
+
 /* Two passes: the first finds out what each lane keeps, and may refuse; the second drops the
  * rest, and cannot fail. Of 4 lanes cut to 6 tokens that hold 3 rows each, 4 * 6 - 12 = 12 rows
  * count as evicted: what was dropped of tokens that are gone counts no more. */
 pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
   pyr_runtime *rt = cache->pool->rt;
-  int64_t lanes = (int64_t)cache->layers * cache->heads, longest = 1, held = 0;
+  int64_t lanes = (int64_t)cache->layers * cache->heads, tiers = 0, held = 0;
   if (n < 0 || n > cache->tokens)
     return pyr_runtime_set_error(rt, PYR_ARGUMENT,
                                  "truncate: the cache has read %lld tokens, and cannot go on "
@@ -65,30 +94,23 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
                                    "rows cannot be taken back (fork the cache before it reads "
                                    "them)",
                                    cache->policy.name ? cache->policy.name : "?", (long long)n);
-    longest = pyr_max(longest, pyr_cache_layer_rows(cache, layer));
   }
-  /* Two host arrays: positions of one lane at a time, and what each lane keeps. */
-  size_t bytes = (size_t)longest * sizeof(int32_t), keep_bytes = (size_t)lanes * sizeof(int64_t);
+  /* Two host arrays: positions of one lane at a time, and what each lane of each tier keeps. */
+  for (const pyr_cache *at = cache; at; at = at->below) tiers++;
+  size_t bytes = (size_t)pyr_max(pyr_cache_longest(cache), 1) * sizeof(int32_t),
+      keep_bytes = (size_t)(tiers * lanes) * sizeof(int64_t);
   int32_t *positions = pyr_alloc(rt, bytes);
   int64_t *keep = pyr_alloc(rt, keep_bytes);
   pyr_status status = positions && keep ? PYR_OK
       : pyr_nomem(rt, bytes + keep_bytes, "truncating a cache");
-  for (int64_t i = 0; i < lanes && status == PYR_OK; i++) {
-    const pyr_lane *lane = &cache->lanes[i];
-    keep[i] = 0;
-    status = pyr_cache_positions(cache, (int)(i / cache->heads), (int)(i % cache->heads),
-                                 positions);
-    if (status == PYR_OK) keep[i] = rows_before(positions, lane->rows, n);
-    if (status == PYR_OK && lane->rows > 0) status = check_window(cache, i, positions[0], n);
-    if (status == PYR_OK && keep[i] == 0)
-      status = pyr_runtime_set_error(rt, PYR_POLICY,
-                                     "truncate: layer %lld holds no row of the first %lld tokens "
-                                     "any more", (long long)(i / cache->heads) + 1, (long long)n);
-  }
-  for (int64_t i = 0; i < lanes && status == PYR_OK; i++) {
-    pyr_lane_truncate(cache, &cache->lanes[i], keep[i]);
-    held += keep[i];
-  }
+  for (int64_t i = 0; i < lanes && status == PYR_OK; i++)
+    status = lanes_keep(cache, i, n, positions, keep);
+  int64_t *kept = keep;
+  for (pyr_cache *at = cache; at && status == PYR_OK; at = at->below, kept += lanes)
+    for (int64_t i = 0; i < lanes; i++) {
+      pyr_lane_truncate(at, &at->lanes[i], kept[i]);
+      held += kept[i];
+    }
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
     truncate_state(&cache->states[layer], cache->tokens - n, pyr_cache_layer_rows(cache, layer));
   bool tried = pyr_trial_covers(cache, n);
@@ -97,6 +119,7 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
     pyr_cache_rows_changed(cache);
     cache->tokens = n;
     cache->prompt = pyr_min(cache->prompt, n);
+    for (pyr_cache *at = cache->below; at; at = at->below) at->evicted = 0;
     cache->evicted = lanes * n - held;
   }
   pyr_release(rt, positions, bytes);

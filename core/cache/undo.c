@@ -26,6 +26,8 @@ struct pyr_undo {
   pyr_cache *cache;
   pyr_layer_state *states;
   int64_t tokens, prompt, computed, evicted;
+  pyr_cache *below;                  /* lower tiers as they were, sharing their pages; NULL: none */
+  pyr_measure began;
   pyr_undo_lane lanes[];
 };
 
@@ -63,11 +65,19 @@ pyr_status pyr_undo_new(pyr_cache *cache, pyr_undo **out) {
   memcpy(copy, cache->states, states);
   undo->cache = cache;
   undo->states = copy;
+  undo->began = pyr_cache_measure(cache);
+  pyr_status status = cache->below ? pyr_cache_snapshot(cache->below, &undo->below) : PYR_OK;
+  if (status != PYR_OK) {
+    pyr_release(rt, undo, undo_bytes(cache));
+    pyr_release(rt, copy, states);
+    return status;
+  }
   undo->tokens = cache->tokens, undo->prompt = cache->prompt, undo->computed = cache->computed,
       undo->evicted = cache->evicted;
   for (int64_t i = 0; i < lane_count(cache); i++)
     undo->lanes[i].rows = cache->lanes[i].floor = cache->lanes[i].rows;
   cache->undo = undo;
+  cache->began = &undo->began;
   *out = undo;
   return PYR_OK;
 }
@@ -220,7 +230,9 @@ static void undo_free(pyr_undo *undo) {
   pyr_cache *cache = undo->cache;
   pyr_runtime *rt = cache->pool->rt;
   cache->undo = NULL;
+  cache->began = NULL;
   for (int64_t i = 0; i < lane_count(cache); i++) lane_free(cache, &undo->lanes[i]);
+  pyr_cache_free(undo->below);
   pyr_release(rt, undo->states, (size_t)cache->layers * sizeof *undo->states);
   pyr_release(rt, undo, undo_bytes(cache));
 }
@@ -299,9 +311,12 @@ static void lane_back(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u) {
   u->page_count = 0;
 }
 
-/* After the rows, the counters: a failed call has never been. */
+/* Lower tiers come back whole, as nothing in their pages was changed: rows that went down are found
+ * where they were, in the hot lanes. After the rows, the counters: a failed call has never been. */
 void pyr_undo_restore(pyr_undo *undo) {
   pyr_cache *cache = undo->cache;
+  if (undo->below) pyr_cache_restore(cache->below, undo->below);
+  undo->below = NULL;
   for (int64_t i = 0; i < lane_count(cache); i++)
     lane_back(cache, &cache->lanes[i], &undo->lanes[i]);
   memcpy(cache->states, undo->states, (size_t)cache->layers * sizeof *cache->states);

@@ -253,5 +253,6 @@ pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *b
   pyr_cpu_signals_fill(be);
   pyr_cpu_redundancy_fill(be);
   pyr_cpu_digests_fill(be);
+  pyr_cpu_tiers_fill(be);
   return PYR_OK;
 }

@@ -244,5 +244,6 @@ void pyr_cpu_signals_fill(pyr_backend *be);       /* signals.c: what rows, queri
                                                      of rows */
 void pyr_cpu_redundancy_fill(pyr_backend *be);    /* redundancy.c */
 void pyr_cpu_digests_fill(pyr_backend *be);       /* digests.c: digest, pick_pages */
+void pyr_cpu_tiers_fill(pyr_backend *be);         /* tiers.c: move_rows, join */
 
 #endif

@@ -44,6 +44,10 @@ void pyr_forward_layout(pyr_forward *f, const pyr_extent *e, pyr_arena *arena) {
   PYR_PART(arena, f->v, e->chunk * kv);
   PYR_PART(arena, f->att, e->chunk * q);
   PYR_PART(arena, f->lse, e->chunk * c->heads);
+  for (int i = 0; i < 2; i++) {
+    PYR_PART(arena, f->low[i], e->tiers ? e->chunk * q : 0);
+    PYR_PART(arena, f->low_lse[i], e->tiers ? e->chunk * c->heads : 0);
+  }
   PYR_PART(arena, f->learned, e->chunk * c->kv_heads);
   PYR_PART(arena, f->gate, e->chunk * plain_ff(c));
   PYR_PART(arena, f->up, c->plain_mlp ? 0 : e->chunk * plain_ff(c));
@@ -259,6 +263,62 @@ static pyr_status layer_mix(pyr_forward *f, const pyr_layer *l, float *x, const 
   PYR_TRY(be->experts(be, &experts));
   if (c->shared_ff > 0) PYR_TRY(layer_share(f, l, out, in, n));
   return half_end(f, x, l->ffn_post_norm, n);
+}
+
+/* The same queries, over the rows of one lower tier: to f->low[to] and f->low_lse[to]. A sink
+ * counts once, among the hot rows, and nothing is tracked or summed up here. Lanes of all caches
+ * that have no row there give 0, with an lse of -inf. */
+static pyr_status attend_tier(const pyr_forward *f, int layer, const pyr_attention *calls,
+                              pyr_cache *const *caches, int each, int count, int depth,
+                              int to, pyr_attention *lower, pyr_lane_view *views) {
+  const pyr_model_config *c = &f->model->config;
+  pyr_layout layout = f->layout;
+  int64_t width = (int64_t)c->heads * c->head_dim, at = 0;
+  for (int i = 0; i < count; i++) {
+    const pyr_cache *cache = caches[i / each];
+    for (int d = 0; d < depth; d++) cache = cache->below;
+    layout = cache->pool->layout;
+    pyr_layer_views(cache, layer, views + (int64_t)i * c->kv_heads);
+    lower[i] = calls[i];
+    lower[i].lanes = views + (int64_t)i * c->kv_heads;
+    lower[i].out = f->low[to] + at * width, lower[i].lse = f->low_lse[to] + at * c->heads;
+    lower[i].sinks = NULL, lower[i].track = NULL, lower[i].masses = NULL;
+    at += calls[i].n;
+  }
+  return f->be->attention(f->be, lower, count, layout, c->heads, c->kv_heads, f->model->scale);
+}
+
+/* Products: those of attention over as many rows in one lane, and 3 * head_dim more a query, head
+ * and lower tier. Lower tiers first: what is tracked of hot rows, while they are attended to, is of
+ * the softmax over all rows, whose other part must be known by then.
+ *
+ *     warm    -> low[0]                 cold    -> low[1], joined to low[0]
+ *     hot     -> att, tracking with more = low_lse[0]           low[0] joined to att */
+pyr_status pyr_layer_attend(const pyr_forward *f, int layer, const pyr_attention *calls,
+                            pyr_cache *const *caches, int each, int count, pyr_track *tracks,
+                            pyr_attention *lower, pyr_lane_view *views) {
+  pyr_backend *be = f->be;
+  const pyr_model_config *c = &f->model->config;
+  int64_t n = 0;
+  bool any = false;
+  for (int i = 0; i < count; i++) {
+    any = any || pyr_cache_lies_below(caches[i / each], layer);
+    n += calls[i].n;
+  }
+  if (!any)
+    return be->attention(be, calls, count, f->layout, c->heads, c->kv_heads, f->model->scale);
+  /* a tier that holds no row of any of these sequences still costs a call, which finds nothing */
+  int depth = 0;
+  for (const pyr_cache *at = caches[0]->below; at; at = at->below, depth++) {
+    int to = depth > 0;
+    PYR_TRY(attend_tier(f, layer, calls, caches, each, count, depth + 1, to, lower, views));
+    if (to)
+      PYR_TRY(be->join(be, f->low[0], f->low_lse[0], f->low[1], f->low_lse[1], n * c->heads,
+                       c->head_dim));
+  }
+  for (int i = 0; i < count && tracks; i++) tracks[i].more = f->low_lse[0] + (int64_t)i * c->heads;
+  PYR_TRY(be->attention(be, calls, count, f->layout, c->heads, c->kv_heads, f->model->scale));
+  return be->join(be, calls->out, calls->lse, f->low[0], f->low_lse[0], n * c->heads, c->head_dim);
 }
 
 /* Both halves' ends: x += att W_o, x += mlp(x), for the tokens from `skip` on of the n that

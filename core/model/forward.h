@@ -28,6 +28,7 @@ typedef struct pyr_forward {       /* the activations of one chunk, backend memo
   float *k, *v;                    /* [chunk, kv_heads, head_dim] */
   float *att;                      /* [chunk, heads, head_dim] */
   float *lse;                      /* [chunk, heads] */
+  float *low[2], *low_lse[2];      /* likewise, of lower tiers: of all so far, and of the next */
   float *learned;                  /* [chunk, kv_heads] learned scores, where they are tracked */
   float *gate, *up;                /* [chunk, ff], of plain or shared MLPs */
   float *router;                   /* [chunk, experts] logits of a token's router, … */
@@ -42,7 +43,10 @@ typedef struct pyr_forward {       /* the activations of one chunk, backend memo
 } pyr_forward;
 
 /* What the activations are of: all tokens, those of a chunk, those whose logits are wanted. */
-typedef struct pyr_extent { int64_t tokens, chunk, logit_rows, turned, faults; } pyr_extent;
+typedef struct pyr_extent {
+  int64_t tokens, chunk, logit_rows, turned, faults;
+  bool tiers;                      /* caches hold rows in lower tiers */
+} pyr_extent;
 
 /* Counts, and then cuts (arena.h), what the extent says; parts that a pass has no use for have no
  * length. */
@@ -70,6 +74,14 @@ pyr_status pyr_forward_logits(pyr_forward *f, const float *x, int64_t n);
  * and n rows more in lanes and views, once they are stored. */
 void pyr_layer_views(const pyr_cache *cache, int layer, pyr_lane_view *views);
 void pyr_layer_add_rows(pyr_cache *cache, int layer, pyr_lane_view *views, int64_t n);
+
+/* Attention of `count` calls to all tiers: calls[i] is as the backend wants it for the hot lanes of
+ * caches[i / each], lse included, and its out and lse become those over all rows. Calls lie one
+ * after the other in f->att and f->lse. tracks [count]: those that calls point to, whose `more` is
+ * set; NULL: none. lower: host [count], views: host [count * kv_heads]; scratch. */
+pyr_status pyr_layer_attend(const pyr_forward *f, int layer, const pyr_attention *calls,
+                            pyr_cache *const *caches, int each, int count, pyr_track *tracks,
+                            pyr_attention *lower, pyr_lane_view *views);
 
 /* Before anything is touched: PYR_ARGUMENT for ids outside of the vocabulary, PYR_CONTEXT for n
  * more tokens than the context has room for. */

@@ -30,6 +30,7 @@
 #include "model/forward.h"
 #include "policy/evict.h"
 #include "policy/policy.h"
+#include "cache/tiers.h"
 #include "cache/undo.h"
 #include "model/probe.h"
 
@@ -64,7 +65,7 @@ typedef struct pyr_prefill {
   pyr_preparation how;             /* of the passes that follow, where plans wait for them */
   int64_t total;                   /* token-layers of the call, for progress */
   pyr_layer_plan plan;             /* of the layer that is running */
-  pyr_lane_view *views;            /* host [kv_heads] */
+  pyr_lane_view *views, *below;    /* host [kv_heads]: of hot lanes; scratch of those below */
   pyr_score *scores;               /* host [layers] what each layer's plan ranked by */
   int32_t *faults;                 /* host [layers] */
 } pyr_prefill;
@@ -121,12 +122,15 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n
   if (!queries) return PYR_OK;
 
   /* attention to all rows so far; the plan's score looks at the same queries, then or afterwards */
-  pyr_attention a = { .out = f->att, .lse = wanted ? f->lse : NULL, .q = f->q,
+  bool tiered = pyr_cache_lies_below(p->cache, layer);
+  pyr_attention a = { .out = f->att, .lse = wanted || tiered ? f->lse : NULL, .q = f->q,
                       .q_pos = f->pos + at, .lanes = p->views, .n = n,
                       .window = c->window ? c->window[layer] : 0, .cap = c->score_cap,
                       .slopes = f->model->slopes, .sinks = f->model->layers[layer].sinks };
+  pyr_attention lower;
   if (wanted) pyr_layer_plan_ask_attention(&p->plan, &a, at);
-  PYR_TRY(be->attention(be, &a, 1, f->layout, c->heads, c->kv_heads, f->model->scale));
+  if (tiered) a.masses = NULL;   /* of all rows, and so summed up once the tiers are joined */
+  PYR_TRY(pyr_layer_attend(f, layer, &a, &p->cache, 1, 1, NULL, &lower, p->below));
   if (wanted) PYR_TRY(pyr_layer_plan_observe(&p->plan, &a, rot, at));
   if (last_only && !holds_last) return PYR_OK;
   return pyr_layer_finish(f, &f->model->layers[layer], x, last_only ? n - 1 : 0, n);
@@ -278,6 +282,7 @@ static pyr_status prefill_prepared(pyr_prefill *p) {
 
 static void prefill_layout_host(pyr_prefill *p, pyr_arena *host) {
   PYR_PART(host, p->views, p->cache->heads);
+  PYR_PART(host, p->below, p->cache->heads);
   PYR_PART(host, p->scores, p->cache->layers);
   PYR_PART(host, p->faults, p->cache->layers);
   pyr_layer_plan_layout_host(&p->plan, p->cache, host);
@@ -293,7 +298,8 @@ static pyr_status prefill_memory(pyr_prefill *p, bool logits, pyr_arena *block, 
   pyr_runtime *rt = cache->pool->rt;
   int64_t chunk = pyr_min(p->n, PYR_CHUNK), rows = p->n;
   pyr_extent extent = { .tokens = p->n, .chunk = chunk, .turned = chunk, .faults = cache->layers,
-                        .logit_rows = !logits ? 0 : p->flags & PYR_PREFILL_ALL ? chunk : 1 };
+                        .logit_rows = !logits ? 0 : p->flags & PYR_PREFILL_ALL ? chunk : 1,
+                        .tiers = cache->below != NULL };
   pyr_arena count = { 0 }, host_count = { 0 };
   prefill_layout_host(p, &host_count);
   host->block = pyr_alloc_zero(rt, host_count.used);
@@ -305,8 +311,7 @@ static pyr_status prefill_memory(pyr_prefill *p, bool logits, pyr_arena *block, 
   if (!block->block) return pyr_nomem(rt, count.used, "the activations of a prefill");
   pyr_forward_layout(&p->f, &extent, block);
 
-  for (int layer = 0; layer < cache->layers; layer++)
-    rows = pyr_max(rows, p->n + pyr_cache_layer_rows(cache, layer));
+  rows += pyr_cache_longest(cache);
   pyr_work work = pyr_forward_work(p->f.model, chunk, rows, 1);
   work.masses = cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE) ? MASSES : 0;
   return be->reserve(be, &work);
@@ -381,14 +386,69 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
   return s;
 }
 
+/* The bytes that n more rows of every lane take, in whole pages, with what lies beside them. Of 90
+ * lanes of 64 values in f16 and 500 tokens: 90 * 16 * (8,192 + 256), 12 MB. A plan may want less,
+ * and then more goes down than had to. */
+static size_t bytes_of_rows(const pyr_cache *cache, int64_t n) {
+  size_t lanes = (size_t)cache->layers * (size_t)cache->heads;
+  size_t page = cache->pool->page_bytes[PYR_PAGE_PLAIN] + PYR_PAGE_ROWS * 2 * sizeof(int32_t);
+  return lanes * (size_t)(n / PYR_PAGE_ROWS + 1) * page;
+}
+
+/* A prefill that the budget refuses is as if it had not been made: where rows may go down a tier
+ * instead, as many as it may need go, and it is made again. */
+static pyr_status prefill_pressed(pyr_cache *cache, const int32_t *ids, const float *embeddings,
+                                  int64_t n, int flags, float *logits) {
+  pyr_status status = prefill(cache, ids, embeddings, n, flags, logits);
+  while (status == PYR_BUDGET && cache->pool->pressed) {
+    size_t freed;
+    PYR_TRY(pyr_tiers_relieve(cache, bytes_of_rows(cache, n), &freed));
+    if (freed == 0) return status;
+    status = prefill(cache, ids, embeddings, n, flags, logits);
+  }
+  return status;
+}
+
+/* Tokens that are read at a time where all of them do not fit: a chunk, as fewer would leave
+ * products bound by reading weights. */
+enum { PIECE = PYR_CHUNK };
+
+/* A prompt that is longer than the budget, of a cache without a policy, is read piece by piece, and
+ * rows go down between them: 4,000 tokens by 512 take room for 512 in the hot tier. All or nothing,
+ * by a snapshot. */
+static pyr_status prefill_pieces(pyr_cache *cache, const int32_t *ids, const float *embeddings,
+                                 int64_t n, int flags, float *logits) {
+  pyr_cache *snapshot = NULL;
+  int64_t width = cache->pool->model->config.width;
+  pyr_status status = pyr_cache_snapshot(cache, &snapshot);
+  for (int64_t at = 0; at < n && status == PYR_OK; at += PIECE)
+    status = prefill_pressed(cache, ids ? ids + at : NULL,
+                             embeddings ? embeddings + at * width : NULL,
+                             pyr_min(PIECE, n - at), flags, at + PIECE < n ? NULL : logits);
+  if (status != PYR_OK && snapshot) pyr_cache_restore(cache, snapshot);
+  else pyr_cache_free(snapshot);
+  return status;
+}
+
+/* Whole first, as nothing is changed by trying: piece by piece a text is read as by several calls,
+ * which a policy would notice, and logits of all positions are those of one call. */
+static pyr_status prefill_under(pyr_cache *cache, const int32_t *ids, const float *embeddings,
+                                int64_t n, int flags, float *logits) {
+  pyr_status status = prefill_pressed(cache, ids, embeddings, n, flags, logits);
+  bool pieces = n > PIECE && !(flags & PYR_PREFILL_ALL)
+      && (!cache->policy.prefill || (flags & PYR_PREFILL_NO_PRUNE));
+  if (status != PYR_BUDGET || !cache->pool->pressed || !pieces) return status;
+  return prefill_pieces(cache, ids, embeddings, n, flags, logits);
+}
+
 pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, int flags,
                              float *logits) {
-  return prefill(cache, ids, NULL, n, flags, logits);
+  return prefill_under(cache, ids, NULL, n, flags, logits);
 }
 
 pyr_status pyr_cache_prefill_embeddings(pyr_cache *cache, const float *rows, int64_t n, int flags,
                                         float *logits) {
-  return prefill(cache, NULL, rows, n, flags, logits);
+  return prefill_under(cache, NULL, rows, n, flags, logits);
 }
 
 /* In chunks, so that what it takes on a device does not grow with n: of width 576, 512 ids and

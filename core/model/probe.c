@@ -56,6 +56,7 @@ typedef struct pyr_pass {
   int64_t stride;
   pyr_copies copies;
   pyr_lane_view *views, *chosen;   /* host [kv_heads]: of the lanes; of the rows that count */
+  pyr_lane_view *below;            /* host [kv_heads] scratch, of lower tiers' lanes */
   pyr_range *ranges;               /* host [kv_heads]: the judged ones among the latter */
   int64_t *rows;                   /* host [kv_heads]: of the layer's lanes before the pass */
 } pyr_pass;
@@ -76,6 +77,7 @@ static void layout_host(pyr_pass *p, pyr_arena *host) {
   int32_t heads = p->cache->heads;
   PYR_PART(host, p->views, heads);
   PYR_PART(host, p->chosen, heads);
+  PYR_PART(host, p->below, heads);
   PYR_PART(host, p->ranges, heads);
   PYR_PART(host, p->rows, heads);
   PYR_PART(host, p->copies.pages, heads * p->copies.page_count);
@@ -84,7 +86,8 @@ static void layout_host(pyr_pass *p, pyr_arena *host) {
 static void layout(pyr_pass *p, pyr_arena *arena) {
   const pyr_pool *pool = p->cache->pool;
   int64_t chunk = pyr_min(p->n, PYR_CHUNK), pages = p->cache->heads * p->copies.page_count;
-  pyr_extent extent = { .tokens = p->n, .chunk = chunk, .turned = chunk };
+  pyr_extent extent = { .tokens = p->n, .chunk = chunk, .turned = chunk,
+                        .tiers = p->cache->below != NULL };
   pyr_forward_layout(&p->f, &extent, arena);
   PYR_PART(arena, p->given, pool->model->config.heads * p->stride);
   PYR_PART(arena, p->work, pyr_score_scratch(p->cache, 1, p->stride));
@@ -98,9 +101,7 @@ static pyr_status take_memory(pyr_pass *p, pyr_arena *block, pyr_arena *host) {
   pyr_cache *cache = p->cache;
   pyr_backend *be = p->f.be;
   pyr_arena count = { 0 }, host_count = { 0 };
-  int64_t longest = 0;
-  for (int layer = 0; layer < cache->layers; layer++)
-    longest = pyr_max(longest, pyr_cache_layer_rows(cache, layer));
+  int64_t longest = pyr_cache_longest(cache);
   pyr_range judged = judged_of(p, longest);
   p->stride = pyr_max(judged.end - judged.begin, 1);
   if (p->sinks >= 0) {
@@ -227,12 +228,15 @@ static pyr_status probe_chunk(pyr_pass *p, int layer, int64_t at, int64_t n, boo
                       .lanes = apart ? p->chosen : p->views, .n = n,
                       .window = c->window ? c->window[layer] : 0, .cap = c->score_cap,
                       .slopes = f->model->slopes, .sinks = f->model->layers[layer].sinks };
-  PYR_TRY(be->attention(be, &a, 1, f->layout, c->heads, c->kv_heads, f->model->scale));
+  pyr_attention lower;
+  if (apart)
+    PYR_TRY(be->attention(be, &a, 1, f->layout, c->heads, c->kv_heads, f->model->scale));
+  else PYR_TRY(pyr_layer_attend(f, layer, &a, &cache, 1, 1, NULL, &lower, p->below));
   PYR_TRY(add_given(p, &a, at));
   if (last) return PYR_OK;
   if (apart) {
-    a.lanes = p->views, a.lse = NULL;
-    PYR_TRY(be->attention(be, &a, 1, f->layout, c->heads, c->kv_heads, f->model->scale));
+    a.lanes = p->views;
+    PYR_TRY(pyr_layer_attend(f, layer, &a, &cache, 1, 1, NULL, &lower, p->below));
   }
   return pyr_layer_finish(f, &f->model->layers[layer], x, 0, n);
 }

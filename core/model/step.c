@@ -23,6 +23,7 @@
 #include "sample/sample_batch.h"
 #include "policy/evict.h"
 #include "policy/policy.h"
+#include "cache/tiers.h"
 #include "cache/undo.h"
 
 #include <string.h>
@@ -38,6 +39,8 @@ typedef struct pyr_decode {
   pyr_evictions due;               /* decode plans that run after this step */
   pyr_append *rows;                /* host [count] */
   pyr_attention *attention;        /* host [tokens] */
+  pyr_attention *lower;            /* host [tokens], where there are tiers: scratch, as … */
+  pyr_lane_view *below;            /* … host [tokens * kv_heads] */
   pyr_track *tracks;               /* host [tokens] */
   pyr_lane_view *views;            /* host [tokens * kv_heads] */
   int64_t reading, pages;          /* tokens of sequences of which some layer reads less than it
@@ -52,6 +55,13 @@ typedef struct pyr_decode {
   pyr_sample_batch samples;
 } pyr_decode;
 
+/* Whether two caches' rows lie alike, tier by tier in one dtype, so that one call of the backend
+ * can attend to those of both. */
+static bool same_tiers(const pyr_cache *a, const pyr_cache *b) {
+  while (a && b && a->pool->layout.dtype == b->pool->layout.dtype) a = a->below, b = b->below;
+  return !a && !b;
+}
+
 /* A sequence twice would append two rows to one lane with one position. */
 static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int count, int each) {
   pyr_pool *pool = caches[0]->pool;
@@ -62,6 +72,9 @@ static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int c
     if (caches[i]->pool->layout.dtype != pool->layout.dtype)
       return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
                                    "sequence %d of the step has another cache dtype", i + 1);
+    if (!same_tiers(caches[i], caches[0]))
+      return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
+                                   "sequence %d of the step has other tiers", i + 1);
     for (int j = 0; j < i; j++)
       if (caches[i] == caches[j])
         return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
@@ -81,12 +94,13 @@ static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int c
 static void step_count_up(pyr_decode *d) {
   int layers = d->f.model->config.layers;
   bool compact = false;
-  for (int i = 0; i < d->count; i++)
+  for (int i = 0; i < d->count; i++) {
+    d->longest = pyr_max(d->longest, pyr_cache_longest(d->caches[i]) + d->each);
     for (int layer = 0; layer < layers; layer++) {
-      d->longest = pyr_max(d->longest, pyr_cache_layer_rows(d->caches[i], layer) + d->each);
       d->due_count += pyr_track_steps_left(d->caches[i], layer) == 1;
       compact = compact || d->caches[i]->states[layer].compact;
     }
+  }
   /* one size for all that read less: of a sequence that reads 1,024 rows in some layers and 96 in
    * others, beside one that reads 512, 32 pages a lane of both */
   for (int i = 0; i < d->count; i++) {
@@ -106,6 +120,7 @@ static void step_count_up(pyr_decode *d) {
 static void step_layout_host(pyr_decode *d, bool samples, pyr_arena *host) {
   int32_t heads = d->f.model->config.kv_heads;
   PYR_PART(host, d->rows, d->count);
+  bool tiers = d->caches[0]->below != NULL;
   PYR_PART(host, d->attention, d->tokens);
   PYR_PART(host, d->tracks, d->tokens);
   PYR_PART(host, d->views, d->tokens * heads);
@@ -115,6 +130,8 @@ static void step_layout_host(pyr_decode *d, bool samples, pyr_arena *host) {
   PYR_PART(host, d->picked_pages, d->reading * heads * d->pages);
   PYR_PART(host, d->digests, d->reading * heads);
   PYR_PART(host, d->digesting, d->reading > 0 ? heads : 0);
+  PYR_PART(host, d->lower, tiers ? d->tokens : 0);
+  PYR_PART(host, d->below, tiers ? d->tokens * heads : 0);
   PYR_PART(host, d->pos, d->tokens);
   PYR_PART(host, d->rot, d->turned);
   pyr_evictions_layout_host(&d->due, d->due_count, heads, host);
@@ -177,7 +194,7 @@ static pyr_status step_reserve_rows(pyr_decode *d) {
 static pyr_status step_reserve(pyr_decode *d, const pyr_work *work) {
   pyr_backend *be = d->f.be;
   pyr_extent extent = { .tokens = d->tokens, .chunk = d->tokens, .logit_rows = d->tokens,
-                        .turned = d->turned };
+                        .turned = d->turned, .tiers = d->caches[0]->below != NULL };
   pyr_arena count = { 0 }, arena = { 0 };
   int64_t picked = d->reading * d->f.model->config.kv_heads * d->pages * PYR_PAGE_ROWS;
   pyr_forward_layout(&d->f, &extent, &count);
@@ -192,12 +209,13 @@ static pyr_status step_reserve(pyr_decode *d, const pyr_work *work) {
   return PYR_OK;
 }
 
-/* Where somebody is told of the plans, and may say no when rows are gone already: what the due
- * plans evict is kept until all were told. Of all caches, as the step is one. */
+/* Where somebody is told of the plans, and may say no when rows are gone already, and where a tier
+ * that losers go down to may be full: what the due plans evict is kept until all is done. Of all
+ * caches, as the step is one. */
 static pyr_status step_keep_losers(pyr_decode *d) {
   bool told = false;
   for (int64_t i = 0; i < d->due.count; i++)
-    told = told || pyr_trace_wanted(d->due.each[i].splits.cache);
+    told = told || pyr_trace_wanted(d->due.each[i].splits.cache) || d->due.each[i].plan.losers;
   for (int64_t i = 0; i < d->due.count && told; i++) {
     const pyr_splits *s = &d->due.each[i].splits;
     pyr_undo *undo;
@@ -251,18 +269,18 @@ static void step_look(pyr_decode *d, int layer, int t, bool tracked) {
                                      .cap = c->score_cap, .slopes = f->model->slopes,
                                      .sinks = f->model->layers[layer].sinks,
                                      .track = tracked ? &d->tracks[t] : NULL };
+  if (d->caches[t / d->each]->below) d->attention[t].lse = f->lse + (int64_t)t * c->heads;
 }
 
 /* All tokens' queries in one call; but where several of one sequence are tracked, one after the
  * other, as each adds to what the next one finds, which the trial remembers. */
 static pyr_status step_attend(const pyr_decode *d, int layer) {
   const pyr_forward *f = &d->f;
-  const pyr_model_config *c = &f->model->config;
   bool apart = d->trial && d->attention[0].track;
   for (int t = 0; t < d->tokens; t += apart ? 1 : d->tokens) {
     if (apart) PYR_TRY(pyr_trial_remember(d->caches[0], layer, t));
-    PYR_TRY(f->be->attention(f->be, d->attention + t, apart ? 1 : d->tokens, f->layout, c->heads,
-                             c->kv_heads, f->model->scale));
+    PYR_TRY(pyr_layer_attend(f, layer, d->attention + t, d->caches + t / d->each, d->each,
+                             apart ? 1 : d->tokens, d->tracks + t, d->lower, d->below));
   }
   return PYR_OK;
 }
@@ -479,8 +497,8 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   return pyr_step_pick(caches, ids, count, logits, NULL, NULL);
 }
 
-pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count,
-                         float *const *logits, pyr_sampler *const *samplers, int32_t *picks) {
+static pyr_status step_once(pyr_cache *const *caches, const int32_t *ids, int count,
+                            float *const *logits, pyr_sampler *const *samplers, int32_t *picks) {
   if (count < 1) return PYR_OK;
   pyr_pool *pool = caches[0]->pool;
   int32_t vocab = pool->model->config.vocab;
@@ -516,7 +534,7 @@ int64_t pyr_cache_verifiable(const pyr_cache *cache) {
 
 /* Rows that no later token sees leave first: tokens before this call stay. One token takes the same
  * way as several, so that it can be taken back, too. */
-pyr_status pyr_cache_verify(pyr_cache *cache, const int32_t *ids, int64_t n, float *logits) {
+static pyr_status verify_once(pyr_cache *cache, const int32_t *ids, int64_t n, float *logits) {
   pyr_pool *pool = cache->pool;
   pyr_runtime *rt = pool->rt;
   int64_t vocab = pool->model->config.vocab, most = pyr_cache_verifiable(cache);
@@ -543,4 +561,45 @@ pyr_status pyr_cache_verify(pyr_cache *cache, const int32_t *ids, int64_t n, flo
   if (s != PYR_OK) pyr_trial_end(cache);
   pyr_release(rt, host.block, host.used);
   return s;
+}
+
+/* ---- where the budget is full ---------------------------------------------------------------- */
+
+/* A page more in each lane: more than a step takes, so that the next ones find room, too. */
+static size_t step_bytes(const pyr_cache *cache) {
+  size_t page = cache->pool->page_bytes[PYR_PAGE_PLAIN] + PYR_PAGE_ROWS * 2 * sizeof(int32_t);
+  return (size_t)cache->layers * (size_t)cache->heads * page;
+}
+
+/* A step that the budget refuses has not been made. Each of its caches gives what it takes to the
+ * tier below, and the step is made again, as long as that frees anything.
+ *
+ *     step        no room                        PYR_BUDGET, and nothing has changed
+ *     relieve     96 rows of each lane go down   room for 96 steps, about
+ *     step        done */
+pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count,
+                         float *const *logits, pyr_sampler *const *samplers, int32_t *picks) {
+  pyr_status status = step_once(caches, ids, count, logits, samplers, picks);
+  while (status == PYR_BUDGET && caches[0]->pool->pressed) {
+    size_t freed = 0;
+    for (int i = 0; i < count; i++) {
+      size_t some = 0;
+      PYR_TRY(pyr_tiers_relieve(caches[i], step_bytes(caches[i]), &some));
+      freed += some;
+    }
+    if (freed == 0) return status;
+    status = step_once(caches, ids, count, logits, samplers, picks);
+  }
+  return status;
+}
+
+pyr_status pyr_cache_verify(pyr_cache *cache, const int32_t *ids, int64_t n, float *logits) {
+  pyr_status status = verify_once(cache, ids, n, logits);
+  while (status == PYR_BUDGET && cache->pool->pressed) {
+    size_t freed = 0;
+    PYR_TRY(pyr_tiers_relieve(cache, 2 * step_bytes(cache), &freed));
+    if (freed == 0) return status;
+    status = verify_once(cache, ids, n, logits);
+  }
+  return status;
 }

@@ -45,6 +45,7 @@
 #include "policy/evict.h"
 #include "policy/policy.h"
 #include "cache/check.h"
+#include "cache/tiers.h"
 #include "cache/undo.h"
 #include "model/model.h"
 
@@ -366,8 +367,32 @@ static pyr_status gather_set(const pyr_eviction *e, int head) {
   if (cache->undo)
     PYR_TRY(pyr_undo_lanes(cache->undo, s->layer, head, s->members, idx, kept, moves));
   if (e->plan.merge) PYR_TRY(merge_losers(e, head, idx, kept));
+  if (e->plan.losers) {
+    PYR_TRY(pyr_tier_demote(cache, s->layer, head, s->members, idx, kept,
+                            (pyr_tier)e->plan.losers));
+    /* what gathering is about to count has not left the cache */
+    cache->evicted -= s->members * (lanes->rows - kept);
+  }
   PYR_TRY(pyr_lanes_gather(cache, lanes, s->members, e->views, idx, kept, s->lanes[head].first));
   return s->turns ? turn_keys(e, head, idx) : PYR_OK;
+}
+
+/* Set after set: their lists of survivors lie in one block, and each moves its own lanes alone. */
+static pyr_status gather_sets(const pyr_eviction *e) {
+  const pyr_splits *s = &e->splits;
+  for (int head = 0; head < s->cache->heads; head += s->members) PYR_TRY(gather_set(e, head));
+  return PYR_OK;
+}
+
+/* Losers that go down a tier are there before they leave their lane, so limits hear of it
+ * afterwards. Where a limit says no, rows have moved already: a prefill's undo, or that which a
+ * step or an eviction has made for such plans, brings them back. */
+static pyr_status gather_down(const pyr_eviction *e) {
+  pyr_cache *cache = e->splits.cache;
+  pyr_measure before = pyr_tiers_lift(cache);
+  pyr_status status = gather_sets(e);
+  if (status == PYR_OK) status = pyr_tiers_settle(cache, &before);
+  return pyr_tiers_lower(cache, &before, status);
 }
 
 static pyr_status gather(const pyr_eviction *e) {
@@ -375,7 +400,7 @@ static pyr_status gather(const pyr_eviction *e) {
   pyr_layer_state *state = &s->cache->states[s->layer];
   int64_t before = pyr_cache_layer_rows(s->cache, s->layer);
   if (!s->needed || !(e->plan.prune & PYR_PRUNE_CACHE)) return PYR_OK;
-  for (int head = 0; head < s->cache->heads; head += s->members) PYR_TRY(gather_set(e, head));
+  PYR_TRY(e->plan.losers ? gather_down(e) : gather_sets(e));
   int64_t after = pyr_cache_layer_rows(s->cache, s->layer);
   if (s->turns && after < before) state->compact = true, state->turned = after;
   return PYR_OK;

@@ -8,9 +8,9 @@
  * where layers share a budget while they read (pyr_cascade), the plans of those that have read are
  * carried out anew after each of them. All are made of the same eviction.
  *
- * Losers leave the cache. With `merge` they leave something behind (D2O, arXiv 2406.13035; CaM,
- * ICML 2024): of the rows of its lane that survive, guarded ones included, each loser l is given to
- * the one whose key is most similar,
+ * Losers leave the cache, or go down to a tier of it (`losers`, cache/tiers.h). With `merge` they
+ * leave something behind (D2O, arXiv 2406.13035; CaM, ICML 2024): of the rows of its lane that
+ * survive, guarded ones included, each loser l is given to the one whose key is most similar,
  *     t(l) = argmax over s of cos(k_l, k_s),   if cos(k_l, k_t(l)) >= threshold, else it is
  *                                              dropped,
  * and every survivor becomes the mean of itself and what it was given, all with equal weight:

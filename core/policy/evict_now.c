@@ -37,14 +37,15 @@ static pyr_status rank(pyr_cache *cache, pyr_evictions *es, pyr_when when, pyr_a
   return pyr_evictions_check(es);
 }
 
-/* Whether moving rows takes memory. Looks at every page's references: some thousands of numbers,
- * where a snapshot would retain each page and copy positions. */
+/* Whether moving rows takes memory, as going down a tier does. Looks at every page's references:
+ * some thousands of numbers, where a snapshot would retain each page and copy positions. */
 static bool may_fail(const pyr_cache *cache, const pyr_evictions *es) {
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++)
     for (int64_t p = 0; p < cache->lanes[i].page_count; p++)
       if (cache->lanes[i].pages[p]->refs > 1) return true;
   for (int layer = 0; layer < cache->layers; layer++)
-    if (es->each[layer].splits.turns && !cache->states[layer].compact) return true;
+    if ((es->each[layer].splits.turns && !cache->states[layer].compact)
+        || es->each[layer].plan.losers) return true;
   return false;
 }
 
@@ -55,15 +56,19 @@ static pyr_status keep_losers(pyr_cache *cache, pyr_undo **undo) {
   return PYR_OK;
 }
 
-/* One way back at most: a snapshot where memory may be short, an undo where only a listener may
+/* What is held now counts for tiers: a snapshot is about to hold pages that nobody asked for. One
+ * way back at most: a snapshot where memory may be short, an undo where only a listener may
  * say no, none where nothing can fail. */
 static pyr_status gather(pyr_cache *cache, pyr_evictions *es) {
   pyr_cache *snapshot = NULL;
   pyr_undo *undo = NULL;
   pyr_status status = PYR_OK;
+  const pyr_measure began = pyr_cache_measure(cache);
+  cache->began = &began;
   if (may_fail(cache, es)) status = pyr_cache_snapshot(cache, &snapshot);
   else if (pyr_trace_wanted(cache)) status = keep_losers(cache, &undo);
   if (status == PYR_OK) status = pyr_evictions_gather(es);
+  cache->began = NULL;
   if (status != PYR_OK && snapshot) pyr_cache_restore(cache, snapshot);
   else pyr_cache_free(snapshot);
   if (status != PYR_OK && undo) pyr_undo_restore(undo);

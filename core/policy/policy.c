@@ -121,6 +121,33 @@ static pyr_status check_read_tracked(const pyr_answer *a, const pyr_read *read,
                 "give to the rows that they read alone");
 }
 
+/* A policy does not know what tiers the cache has that it is used with, so it may leave that open.
+ * Which tier is meant by less than 0: that of the number, else one below that the cache has, else
+ * none. With cold alone, -PYR_TIER_WARM is cold. */
+static int32_t tier_there(const pyr_cache *cache, int32_t losers) {
+  if (losers < -PYR_TIER_COLD) return losers;             /* unknown, as will be said */
+  for (int32_t tier = -losers; tier <= PYR_TIER_COLD; tier++)
+    if (pyr_cache_has_tier(cache, (pyr_tier)tier)) return tier;
+  return 0;
+}
+
+/* Keys that were turned lie as at their index, which a tier below knows nothing of. A plan that may
+ * do without the tier (losers below 0) has been settled before. */
+static pyr_status check_losers(const pyr_answer *a, const pyr_plan *plan) {
+  if (plan->losers < PYR_TIER_WARM || plan->losers > PYR_TIER_COLD)
+    return refuse(a, "losers", "is unknown");
+  if (!pyr_cache_has_tier(a->cache, (pyr_tier)plan->losers))
+    return refuse(a, "losers", plan->losers == PYR_TIER_WARM
+                  ? "go to tier \"warm\", which the cache has not (declare it: tiers = { warm = "
+                  "\"q8_0\" })"
+                  : "go to tier \"cold\", which the cache has not (declare it: tiers = { cold = "
+                  "\"q8_0\" })");
+  if (plan->merge) return refuse(a, "losers", "are merged, and cannot go to a tier, too");
+  if (plan->rotate == PYR_ROTATE_COMPACT || a->cache->states[a->layer].compact)
+    return refuse(a, "losers", "cannot go to a tier where keys are turned (rotate = \"compact\")");
+  return PYR_OK;
+}
+
 /* Every number is checked here, so that what follows (split.c, evict.c) may take a plan at its
  * word. The order is that in which a message helps most: a wrong `keep` before what follows from
  * it. */
@@ -155,6 +182,9 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
   if (plan->merge && !(plan->prune & PYR_PRUNE_CACHE))
     return refuse(a, "merge",
                   "needs losers: prune = \"hidden\" leaves the layer's own rows whole");
+  /* from here on it is what will be done, and what whoever is told of the plan reads */
+  if (plan->losers < 0) plan->losers = tier_there(a->cache, plan->losers);
+  if (plan->losers) PYR_TRY(check_losers(a, plan));
   if (plan->rotate != PYR_ROTATE_KEEP && plan->rotate != PYR_ROTATE_COMPACT)
     return refuse(a, "rotate", "is unknown");
   if (plan->rotate == PYR_ROTATE_COMPACT && (!pyr_plan_keeps_equal(plan) || hidden))

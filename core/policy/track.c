@@ -49,6 +49,7 @@ bool pyr_track_step(const pyr_cache *cache, int layer, int64_t ahead, pyr_track 
   const pyr_trigger *trigger = &state->trigger;
   int64_t steps = steps_until(trigger, state->since + ahead,
                               pyr_cache_layer_rows(cache, layer) + ahead);
+  out->more = NULL;
   if (!pyr_trigger_sums(trigger) || steps == INT64_MAX) return false;
   /* the step's own row is stored before its attention: it is the lane's last, j = -1 */
   out->weighting = weighting_of(trigger, cache->tokens + ahead, steps, 1);

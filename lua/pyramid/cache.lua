@@ -22,14 +22,18 @@ local cache = {}
 ---@field verifiable fun(self: pyramid.Cache): integer
 ---  how many ids cache:verify takes now: fewer than the steps until the policy's next decode plan,
 ---  47 at most; 0: none, and the next id is one for cache:step
----@field rows fun(self: pyramid.Cache, layer: integer, head?: integer): integer
----  rows that a lane holds; of head 1, unless said. A layer with a sliding window gives rows back
----  by 512 once no later query sees them: it holds less than its window and 511
----@field positions fun(self: pyramid.Cache, layer: integer, head?: integer): integer[]
----  the original positions of a lane's rows, from 0, ascending. Under share = "head" each KV head
----  has its own rows, so ask head by head
----@field bytes fun(self: pyramid.Cache): integer      pages and bookkeeping held
----@field fraction fun(self: pyramid.Cache): number    rows held of those a full cache would hold
+---@field rows fun(self: pyramid.Cache, layer: integer, head?: integer, tier?: pyramid.TierName): integer
+---  rows that a lane holds in all tiers, or in one; of head 1, unless said. A layer with a sliding
+---  window gives rows back by 512 once no later query sees them: it holds less than its window and
+---  511
+---@field positions fun(self: pyramid.Cache, layer: integer, head?: integer, tier?: pyramid.TierName): integer[]
+---  the original positions of a lane's rows, from 0, ascending, of all tiers or of one. Under share
+---  = "head" each KV head has its own rows, so ask head by head
+---@field bytes fun(self: pyramid.Cache, tier?: pyramid.TierName): integer
+---  pages and bookkeeping held in all tiers, those in files too, or in one
+---@field fraction fun(self: pyramid.Cache): number
+---  rows held in all tiers of those a full cache would hold
+---@field has_tier fun(self: pyramid.Cache, tier: pyramid.TierName): boolean   "hot" always
 ---@field reading fun(self: pyramid.Cache): number
 ---  the share of the rows held that the next step reads, at most (a plan's `read`); 1: all
 ---@field tokens fun(self: pyramid.Cache): integer     tokens seen
@@ -57,6 +61,7 @@ local cache = {}
 ---@field package identity fun(self: pyramid.Cache): string
 ---@field package evaluate fun(self: pyramid.Cache, program?: string, layer: integer, head: integer): any
 ---@field package see fun(self: pyramid.Cache, ids: integer[], program: string): true?, string?, string?
+---@field package bring_up fun(self: pyramid.Cache, program: string, rows: integer): true?, string?, string?
 ---@field package cut fun(self: pyramid.Cache, bound?: table): true?, string?, string?
 ---@field package owner fun(self: pyramid.Cache): pyramid.Model
 local Cache = core.cache_methods
@@ -75,7 +80,10 @@ local Cache = core.cache_methods
 ---@field [integer] number
 
 local cache_keys = { policy = "any", dtype = "string", budget = "integer|string",
-  policy_seconds = "number", trace = "function", sessions = "string|table" }
+  policy_seconds = "number", trace = "function", sessions = "string|table", tiers = "table",
+  pressure = "string" }
+local tier_keys = { dtype = "string", file = "string", bytes = "integer|string", rows = "integer" }
+local tier_names = { "hot", "warm", "cold" }
 
 -- What caches share with a store (pyramid.SessionUse), by cache.
 local sharing = setmetatable({}, { __mode = "k" })
@@ -96,6 +104,14 @@ end
 ---@field policy? pyramid.PolicyLike
 ---@field dtype? "f16"|"f32"|"bf16"|"q8_0"|"fp8_e4m3"
 ---@field budget? integer|string   bytes, or "512 MiB"
+---@field tiers? table<pyramid.TierName, string|pyramid.Tier>
+---  where rows may lie: { hot = "f16", warm = "q8_0", cold = { dtype = "q8_0", file = PATH, bytes =
+---  "1 GiB" } }. Rows are appended to the hot tier (dtype, unless said here); a plan's losers go
+---  where it says (`losers`). The processor's alone
+---@field pressure? "fail"|"demote"
+---  where the budget is full: "fail" (the default), or "demote": the oldest rows, but for the first
+---  4 and the last 64 of each lane, go down a tier, and the next where that does not help, before
+---  the call is made. They stay there also if it fails for another reason
 ---@field policy_seconds? number
 ---  that one call of the policy's functions may take (10; 0: no limit). What takes longer is ended
 ---  by an error, as by progress functions that say so, and the rows are as before
@@ -106,6 +122,21 @@ end
 ---@field sessions? string|pyramid.Sessions
 ---  a folder, or a store in one (pyramid.sessions): prompts read into the empty cache begin with
 ---  what is stored of them, and what they add is stored
+
+---A tier's name, from the one that plans judge down.
+---@alias pyramid.TierName "hot"|"warm"|"cold"
+
+---@class pyramid.Tier        of `tiers`; a text stands for { dtype = text }
+---@field dtype? string       the hot tier's unless said; rows are converted once, as they come down
+---@field file? string
+---  pages lie in a file made at this path, where there must be none, and mapped: the system keeps
+---  in memory what is read, and it is no part of the budget. It loses its name at once, and goes
+---  with the cache. Needs `bytes`
+---@field bytes? integer|string
+---  the most that it may hold, of all caches of a batch together, or 16 pages of rows at a time in
+---  a file; beyond that its oldest rows go on to the tier below, and without one the call fails
+---  (code "budget")
+---@field rows? integer       the most of a lane, likewise
 
 ---@class pyramid.Spread      over the K/V heads of a layer
 ---@field min integer
@@ -134,6 +165,56 @@ end
 ---@field seconds number      that looking, ranking and evicting took
 ---@field bytes integer       of the layer's rows afterwards
 
+-- The tiers of a pool's caches, by name: dtype, bytes, rows, file. Raises on what is no tier.
+local function tiers_of(what, given)
+  options.check(what .. ": tiers", given.tiers, { hot = "any", warm = "any", cold = "any" }, 4)
+  local made = {}
+  for _, name in ipairs(tier_names) do
+    local tier = (given.tiers or {})[name]
+    if tier ~= nil then
+      if type(tier) == "string" then tier = { dtype = tier } end
+      tier = options.check(("%s: tier \"%s\""):format(what, name), tier, tier_keys, 4)
+      if name == "hot" and (tier.file or tier.bytes or tier.rows) then
+        error(what .. ": the hot tier has a dtype alone (its limits: `budget` and the policy)", 4)
+      end
+      made[name] = tier
+    end
+  end
+  if made.hot and made.hot.dtype and given.dtype and made.hot.dtype ~= given.dtype then
+    error(("%s: dtype is '%s', and that of the hot tier '%s'"):format(what, given.dtype,
+      made.hot.dtype), 4)
+  end
+  return made
+end
+
+local function check_dtype(what, dtype)
+  if cache.value_bytes[dtype] then return dtype end
+  error(("%s: unknown dtype '%s' (known: %s)"):format(what, dtype, cache.known_dtypes()), 4)
+end
+
+-- Gives a pool its lower tiers, and says whether memory that is short moves rows down.
+local function add_tiers(pool, what, given, tiers, hot)
+  for _, name in ipairs { "warm", "cold" } do
+    local tier = tiers[name]
+    if tier then
+      local ok, message, code = pool:add_tier(name, check_dtype(what, tier.dtype or hot),
+        options.bytes(what, tier.bytes, 4), tier.rows or 0, tier.file)
+      if not ok then return nil, message, code end
+    end
+  end
+  local pressure = given.pressure or "fail"
+  if pressure ~= "fail" and pressure ~= "demote" then
+    error(("%s: pressure is '%s', not one of demote, fail"):format(what, pressure), 4)
+  end
+  if pressure == "demote" then
+    if not tiers.warm and not tiers.cold then
+      error(what .. ': pressure = "demote" needs a tier to go to (tiers = { warm = "q8_0" })', 4)
+    end
+    pool:press()
+  end
+  return true
+end
+
 ---A pool and a bound policy from cache options. The caller closes the pool once its caches are
 ---made.
 ---@param what string
@@ -158,9 +239,10 @@ function cache.prepare(what, model, given)
     or given.policy_seconds ~= given.policy_seconds) then
     error(what .. ": policy_seconds must be 0 or more", 3)
   end
-  local dtype = given.dtype or "f16"
-  if not cache.value_bytes[dtype] then
-    error(("%s: unknown dtype '%s' (known: %s)"):format(what, dtype, cache.known_dtypes()), 3)
+  local tiers = tiers_of(what, given)
+  local dtype = check_dtype(what, tiers.hot and tiers.hot.dtype or given.dtype or "f16")
+  if given.sessions and (tiers.warm or tiers.cold) then
+    error(what .. ": sessions store caches of one tier; leave `tiers` or `sessions` out", 3)
   end
   if given.sessions then
     store, message, code = sessions.of(given.sessions)
@@ -169,6 +251,12 @@ function cache.prepare(what, model, given)
   local pool
   pool, message, code = core.pool(model:native(), dtype, options.bytes(what, given.budget, 3))
   if not pool then return nil, message, code end
+  local ok
+  ok, message, code = add_tiers(pool, what, given, tiers, dtype)
+  if not ok then
+    pool:close()
+    return nil, message, code
+  end
   local described = model.description
   return pool, bound, { seconds = seconds, fn = given.trace and function(record)
     record.model = described
@@ -334,6 +422,27 @@ function Cache:evict(which)
   local found, message, code = policy.load(which)
   if not found then return nil, message, code end
   return self:cut(found:bind())
+end
+
+---Brings rows of lower tiers back to the hot one: of each lane the `rows` that the score ranks
+---highest. The score may look at rows, tables of the policy's, and what a probe gave
+---(score.probed()): so `cache:probe(question, score.attention {…})` and then `cache:promote { by =
+---score.probed(), rows = 64 }` bring back what a question looks at. Values are not rounded again,
+---and only the place of a row changes: what is computed does not, but for the dtype. On any failure
+---nothing changes.
+---@param given { by: pyramid.Score, rows: integer }
+---@return true?
+---@return string? message
+---@return string? code
+function Cache:promote(given)
+  given = options.check("cache:promote", given, { by = "any", rows = "integer" })
+  if not score.is(given.by) then
+    error(("cache:promote: `by` is no score (%s)"):format(type(given.by)), 2)
+  end
+  if not given.rows or given.rows < 0 then
+    error("cache:promote: `rows` of a lane are wanted", 2)
+  end
+  return self:bring_up(score.program(given.by), given.rows)
 end
 
 ---Reads ids over the cache as a continuation of it, tracks what their queries give to each row that

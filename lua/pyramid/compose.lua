@@ -5,6 +5,7 @@
 ---   policy.compose { prefill = "snapkv", decode = "h2o" } one's prompt, another's generation
 ---   policy.layers("snapkv", { [1] = { ratio = 1 }, ["2-4"] = { ratio = 0.6 } })
 ---   policy.from("pyramidinfer", 3) layers 1 and 2 keep everything
+---   policy.demote("h2o", "warm") losers go down a tier of the cache
 ---   policy.endless("h2o") keys are placed anew after each cut, for texts without end
 ---   policy.named("mine", policy.from(policy.compose { … }, 3))
 local core = require "pyramid.core"
@@ -281,6 +282,31 @@ function compose.endless(p)
       return plan
     end
   end
+  return policy.define(d)
+end
+
+---A policy whose losers go down to a tier of the cache's, where queries still find them, instead of
+---leaving it; of a cache without that tier, or one below it, they leave.
+---@param p pyramid.PolicyLike
+---@param to? "warm"|"cold"   "warm" if left out
+---@return pyramid.Policy
+function compose.demote(p, to)
+  local _ <close> = core.plain_locale()
+  p = part("policy.demote", p)
+  to = to or "warm"
+  if to ~= "warm" and to ~= "cold" then
+    error(("policy.demote: a tier is \"warm\" or \"cold\", not %s"):format(tostring(to)), 2)
+  end
+  local d = like(p)
+  for _, name in ipairs { "prefill", "decode" } do
+    local f = d[name]
+    d[name] = f and function(o, l)
+      local plan = f(o, l)
+      if type(plan) == "table" then plan.losers = { to = to, or_drop = true } end
+      return plan
+    end
+  end
+  d.name = ("demote(%s)"):format(p.name)
   return policy.define(d)
 end
 

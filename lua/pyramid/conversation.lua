@@ -40,7 +40,7 @@ Conversation.__name = "pyramid.conversation"
 
 local keys = { system = "string", format = "string", policy = "any", dtype = "string",
   budget = "integer|string", policy_seconds = "number", trace = "function",
-  sessions = "string|table", thinking = "boolean",
+  sessions = "string|table", tiers = "table", pressure = "string", thinking = "boolean",
   date = "string", tools = "table", documents = "table", variables = "table" }
 
 ---@class pyramid.ConversationOptions: pyramid.CacheOptions
@@ -166,7 +166,8 @@ function conversation.new(model, given)
       documents = given.documents, variables = given.variables, now = os.date "*t" },
     messages = {}, waiting = {}, seen = {},
     cache_options = { policy = given.policy, dtype = given.dtype, budget = given.budget,
-      policy_seconds = given.policy_seconds, trace = given.trace, sessions = given.sessions },
+      policy_seconds = given.policy_seconds, trace = given.trace, sessions = given.sessions,
+      tiers = given.tiers, pressure = given.pressure },
     rereads = 0, turn_end = "" },
     Conversation)
   if format ~= "none" then

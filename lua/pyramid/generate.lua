@@ -16,7 +16,8 @@ local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "
   dtype = "string", budget = "integer|string", cache = "userdata", special = "boolean",
     progress = "function", clock = "function", ignore_eos = "boolean", prune = "boolean",
       policy_seconds = "number", trace = "function", logprobs = "boolean|integer",
-        speculate = "boolean|table", sessions = "string|table", boundaries = "table" }
+        speculate = "boolean|table", sessions = "string|table", boundaries = "table",
+          tiers = "table", pressure = "string" }
 
 generate.keys = keys
 
@@ -24,6 +25,8 @@ generate.keys = keys
 ---@field policy? pyramid.PolicyLike   with dtype and budget: of the cache that is made
 ---@field dtype? string
 ---@field budget? integer|string
+---@field tiers? table<pyramid.TierName, string|pyramid.Tier>   as in pyramid.CacheOptions
+---@field pressure? "fail"|"demote"                            likewise
 ---@field policy_seconds? number
 ---@field trace? fun(record: pyramid.Trace)   told of each plan, see pyramid.CacheOptions
 ---@field sessions? string|pyramid.Sessions   of the cache that is made, see pyramid.CacheOptions
@@ -162,14 +165,14 @@ function generate.start(model, prompt, given)
   end
   local cache, own = given.cache, false
   if cache and (given.policy or given.dtype or given.budget or given.policy_seconds
-    or given.trace or given.sessions) then
+    or given.tiers or given.pressure or given.trace or given.sessions) then
     error("model:generate: a cache that is given has its own policy, dtype, budget, "
-      .. "policy_seconds, trace and sessions", 2)
+      .. "policy_seconds, tiers, pressure, trace and sessions", 2)
   end
   if not cache then
     cache, message, code = model:cache { policy = given.policy, dtype = given.dtype,
       budget = given.budget, policy_seconds = given.policy_seconds, trace = given.trace,
-        sessions = given.sessions }
+        sessions = given.sessions, tiers = given.tiers, pressure = given.pressure }
     if not cache then return nil, message, code end
     own = true
   end

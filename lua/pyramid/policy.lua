@@ -114,6 +114,11 @@ Policy.__name = "pyramid.policy"
 ---@field merge? true|{ threshold: number }
 ---  a loser is not just dropped, but averaged, key and value, into the row of its head that
 ---  survives and whose key is most similar, if their cosine is at least the threshold; true: -1
+---@field losers? "drop"|{ to: "warm"|"cold", or_drop: boolean? }
+---  what becomes of rows that do not survive: "drop" (the default) or a tier of the cache's that
+---  they go down to, where queries still find them (`tiers` of model:cache). Without such a tier
+---  the plan is refused, or, with `or_drop`, they go to one below it, or leave. Not with `merge`,
+---  nor where keys are turned
 ---@field prune? "cache"|"hidden"|"both"
 ---  "cache" (the default): this layer's rows; "hidden": the next layers never see the token
 ---@field rotate? "keep"|"compact"
@@ -172,8 +177,8 @@ local definition_keys = { name = "string", doc = "string", defaults = "table", l
   presets = "table", prefill = "function", trigger = "function", decode = "function",
     prepare = "function", fit = "string" }
 local plan_keys = { keep = true, guard = true, score = true, share = true, mass = true,
-  above = true, least = true, merge = true, prune = true, rotate = true, weight = true,
-    read = true }
+  above = true, least = true, losers = true, merge = true, prune = true, rotate = true,
+  weight = true, read = true }
 local preparation_keys = { track = true, block = true, lead = true, first = true, among = true,
   sinks = true }
 local trigger_keys = { every = true, over = true, window = true, once = true, track = true }
@@ -181,6 +186,7 @@ local shares = { layer = 0, head = 1, pool = 2, model = 3 }
 local prunes = { cache = 1, hidden = 2, both = 3 }
 local amongs = { all = 0, block = 1 }
 local rotates = { keep = 0, compact = 1 }
+local tiers = { warm = 1, cold = 2 }
 
 -- ---- from what a policy returns to what the core reads ------------------------------------------
 
@@ -286,7 +292,17 @@ local function read_of(read)
     integer("read.guard.last", guard.last, 32), by)
 end
 
--- Thirteen values, as lplan.c reads them, and the scores that refer to objects.
+local function losers_of(losers)
+  if losers == nil or losers == "drop" then return 0 end
+  if type(losers) ~= "table" then
+    refuse("losers", ("is neither \"drop\" nor a table (%s)"):format(tostring(losers)))
+  end
+  check_keys("losers", losers, { to = true, or_drop = true })
+  local tier = choice("losers.to", losers.to, tiers)
+  return losers.or_drop and -tier or tier
+end
+
+-- Fourteen values, as lplan.c reads them, and the scores that refer to objects.
 local function flat_plan(plan, l)
   if plan == nil then return nil end
   if type(plan) ~= "table" then refuse("the plan", "is not a table (" .. type(plan) .. ")") end
@@ -299,7 +315,8 @@ local function flat_plan(plan, l)
       choice("prune", plan.prune, prunes, "cache"), program("score", plan.score),
         integer("least", plan.least, 0), mass_of(plan.mass), threshold_of(plan.merge),
           choice("rotate", plan.rotate, rotates, "keep"), above_of(plan.above),
-            program("weight", plan.weight), read_of(plan.read), plan.score, plan.weight
+            program("weight", plan.weight), read_of(plan.read), losers_of(plan.losers), plan.score,
+              plan.weight
 end
 
 local function flat_trigger(trigger)
@@ -522,7 +539,7 @@ function Policy:bind(encode)
     return known[l.prompt]
   end
   local function keep(l, ...)
-    local by, weight = select(14, ...)
+    local by, weight = select(15, ...)
     score.anchor(slots, by, l.index, weight)
     return ...
   end

@@ -534,6 +534,8 @@ static int ops_gather(lua_State *L) {
   return 1;
 }
 
+#include "lops_tiers.inc"
+
 /* Ranges of `count` lanes from the field `ranges`; without it, rows from <= j < to of every lane,
  * counted from 0. */
 static const pyr_range *check_ranges(lua_State *L, int arg, int count) {
@@ -631,7 +633,8 @@ static int ops_attention(lua_State *L) {
       int at = lua_gettop(L);
       pyr_track *track = new_block(L, sizeof *track, 0);
       *track = (pyr_track){ check_weighting(L, at), number_field(L, at, "decay", 1),
-                            (int32_t)int_field(L, at, "max", 0) };
+                            (int32_t)int_field(L, at, "max", 0),
+                            block_field(L, be, at, "more", sizeof(float), NULL) };
       a->track = track;
     }
     a->masses = check_masses(L, be, call, a, l);
@@ -1152,7 +1155,7 @@ int luaopen_pyramid_specs(lua_State *L) {
     { "gate_rows", ops_gate_rows }, { "temper", ops_temper },
     { "route", ops_route }, { "experts", ops_experts },
     { "take_rows", ops_take_rows }, { "take_i32", ops_take_i32 }, { "store", ops_store },
-        { "gather", ops_gather },
+        { "gather", ops_gather }, { "move_rows", ops_move_rows }, { "join", ops_join },
     { "digest", ops_digest }, { "pick_pages", ops_pick_pages },
     { "merge", ops_merge }, { "rotate", ops_rotate }, { "choose", ops_choose },
     { "attention", ops_attention }, { "mass", ops_mass }, { "row_norms", ops_row_norms },

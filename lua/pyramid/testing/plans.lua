@@ -14,8 +14,8 @@ local UNPROBED = "asks for what a probe tracked, and there was none since rows l
 
 -- Fields this reference knows; a plan with others is refused rather than misread.
 local plan_fields = { keep = true, guard = true, score = true, share = true, prune = true,
-  mass = true, above = true, least = true, merge = true, rotate = true, weight = true,
-  read = true }                                      -- which rows are held does not follow it
+  mass = true, above = true, least = true, losers = true, merge = true, rotate = true,
+  weight = true, read = true }                       -- which rows are held does not follow it
 local trigger_fields = { every = true, over = true, window = true, once = true, track = true }
 
 ---Raises that something cannot be simulated yet. The message begins so that checks can tell it from
@@ -165,6 +165,10 @@ local function read_plan(self, name, l, plan)
   local guard, keep = plan.guard or {}, plan.keep
   known("guard", guard, { first = true, last = true })
   if keep == nil then keep = l.rows end                     -- under mass or above
+  local losers = plan.losers
+  if type(losers) == "table" and not losers.or_drop then    -- … there are no tiers here
+    plans.not_simulated("losers that go down to tier " .. tostring(losers.to))
+  end
   local out = nothing_to_do(l)
   if type(keep) == "table" then
     out.keeps = table.move(keep, 1, #keep, 1, {})

@@ -170,9 +170,39 @@ function cli.add_cache_dtype(parser)
       { default = "f16", choices = caches.dtypes })
 end
 
+-- "hot=f16,warm=q8_0:64 MiB,cold=q8_0:1GiB@FILE": nil and what is wrong, or tiers.
+local function tiers_of(text)
+  local tiers = {}
+  for part in text:gmatch "[^,]+" do
+    local name, dtype, rest = part:match "^%s*(%a+)%s*=%s*([%w_]+)(.*)$"
+    local size, file = (rest or ""):match "^:?([^@]*)@?(.*)$"
+    local known = false
+    for _, one in ipairs(caches.dtypes) do known = known or one == dtype end
+    if not name or not ({ hot = true, warm = true, cold = true })[name] or not known
+      or (rest ~= "" and not rest:find "^[:@]") then
+      return nil, ("--tiers takes TIER=DTYPE[:SIZE][@FILE] for hot, warm and cold, with commas "
+        .. "between, not '%s' (dtypes: %s)"):format(part, table.concat(caches.dtypes, ", "))
+    end
+    tiers[name] = { dtype = dtype, bytes = size ~= "" and size or nil,
+      file = file ~= "" and file or nil }
+  end
+  return tiers
+end
+
+---@param parser table
+function cli.add_tiers(parser)
+  option(parser, "--tiers", "TIERS", "Where rows may lie, such as "
+    .. "\"hot=f16,warm=q8_0,cold=q8_0:1GiB@FILE\": a policy's losers go there if it says so "
+    .. "(--policy demote).")
+    :convert(tiers_of)
+  option(parser, "--pressure", "HOW", "Where --budget is full: fail, or demote the oldest rows.",
+    { choices = { "fail", "demote" } })
+end
+
 ---@param parser table
 function cli.add_cache(parser)
   cli.add_cache_dtype(parser)
+  cli.add_tiers(parser)
   option(parser, "--budget", "SIZE",
     "The most bytes that rows may take, such as \"64 MiB\"."):convert(function(size)
     local ok, value = pcall(options.bytes, "--budget", tonumber(size) or size)
@@ -478,8 +508,10 @@ end
 ---@param chosen pyramid.Policy
 ---@return pyramid.CacheOptions
 function cli.cache_options(args, chosen)
-  return { policy = chosen, dtype = args.cache_dtype, budget = args.budget,
-    policy_seconds = args.policy_seconds, trace = cli.trace(args), sessions = cli.sessions(args) }
+  local hot = args.tiers and args.tiers.hot
+  return { policy = chosen, dtype = hot and hot.dtype or args.cache_dtype, budget = args.budget,
+    policy_seconds = args.policy_seconds, tiers = args.tiers, pressure = args.pressure,
+    trace = cli.trace(args), sessions = cli.sessions(args) }
 end
 
 ---@param args table

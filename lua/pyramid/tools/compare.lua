@@ -181,7 +181,8 @@ end
 
 local function cache_options(plan, variant)
   local given = plan.given.cache or {}
-  return { policy = variant.policy, dtype = given.dtype, trace = given.trace }
+  return { policy = variant.policy, dtype = given.dtype, trace = given.trace,
+    tiers = given.tiers }
 end
 
 local function cache_of(plan, model, variant) return model:cache(cache_options(plan, variant)) end

@@ -19,6 +19,7 @@ function rivals.add_options(parser, out)
   cli.option(parser, "--budgets", "LIST", "Shares of the rows to keep.",
     { default = "0.2,0.35,0.45,0.6,0.8" })
   cli.add_cache_dtype(parser)
+  cli.add_tiers(parser)
   cli.add_trace(parser)
   cli.option(parser, "--out", "DIR", "Where results and report go.", { default = out })
 end

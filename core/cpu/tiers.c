@@ -1,0 +1,98 @@
+/* tiers.c — what caches of several tiers need: rows that go from a lane of one dtype to a lane of
+ * another, and attentions over the tiers that become one.
+ *
+ * The join is the online softmax's (arXiv 1805.02867) with whole tiers in the place of blocks. An
+ * attention over some of the rows is out_t = sum p_j v_j with p a softmax over these alone, and
+ * lse_t the logarithm of its denominator. Over all rows
+ *
+ *     lse = log(sum over t of e^lse_t)        out = sum over t of e^(lse_t - lse) out_t
+ *
+ * as each row's weight e^(s - lse) is e^(s - lse_t) e^(lse_t - lse). A query that gave .2 and .6 to
+ * two hot rows of denominator 8, and half each to two warm ones of denominator 2, gives .8 of what
+ * it gave to the hot ones and .1 to each of the others. */
+#include "cpu/cpu.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { PIECE = 256 };   /* values of a row on the stack at a time; a multiple of every block */
+
+typedef struct move_call {
+  const pyr_kernels *kernels;
+  const pyr_lane_view *dst, *src;
+  pyr_layout to_layout, from_layout;
+  const int32_t *to, *from;
+} move_call;
+
+/* One row of K or V. Bytes are copied where the dtype stays: no value is rounded that need not be.
+ * Else a piece at a time, so that any head_dim fits on the stack: of 300 values, 256 and 44. */
+static void move_row(const move_call *c, uint8_t *to, const uint8_t *from) {
+  pyr_dtype a = c->from_layout.dtype, b = c->to_layout.dtype;
+  int64_t d = c->to_layout.head_dim;
+  float piece[PIECE];
+  if (a == b) {
+    memcpy(to, from, pyr_row_bytes(a, (int)d));
+    return;
+  }
+  for (int64_t at = 0; at < d; at += PIECE) {
+    int64_t n = pyr_min(PIECE, d - at);
+    c->kernels->to_f32(piece, from + pyr_dtype_bytes(a, at), a, n);
+    c->kernels->from_f32(to + pyr_dtype_bytes(b, at), b, piece, n);
+  }
+}
+
+/* Each row has a place of its own in dst, so spans of rows share nothing. */
+static void move_span(const void *ctx, int64_t begin, int64_t end) {
+  const move_call *c = ctx;
+  size_t to_bytes = pyr_row_bytes(c->to_layout.dtype, c->to_layout.head_dim);
+  size_t from_bytes = pyr_row_bytes(c->from_layout.dtype, c->from_layout.head_dim);
+  for (int64_t i = begin; i < end; i++) {
+    int64_t to = c->to[i], from = c->from[i];
+    for (pyr_plane plane = PYR_PLANE_K; plane <= PYR_PLANE_V; plane++)
+      move_row(c, pyr_cpu_row_at(c->dst, to_bytes, to, plane),
+               pyr_cpu_row_at(c->src, from_bytes, from, plane));
+    c->dst->positions[to] = c->src->positions[from];
+    if (c->dst->history) c->dst->history[to] = c->src->history ? c->src->history[from] : 0;
+  }
+}
+
+static pyr_status cpu_move_rows(pyr_backend *be, const pyr_lane_view *dst, pyr_layout dst_layout,
+                                const int32_t *to, const pyr_lane_view *src,
+                                pyr_layout src_layout, const int32_t *from, int64_t n) {
+  move_call c = { pyr_cpu_of(be)->kernels, dst, src, dst_layout, src_layout, to, from };
+  pyr_cpu_spans(be, move_span, &c, n, 4 * dst_layout.head_dim);
+  return PYR_OK;
+}
+
+typedef struct join_call {
+  float *out, *lse;
+  const float *other, *other_lse;
+  int64_t d;
+} join_call;
+
+/* From the higher of the two, so that no power overflows; a NaN in either comes through, as e to
+ * it is one. */
+static void join_span(const void *ctx, int64_t begin, int64_t end) {
+  const join_call *c = ctx;
+  for (int64_t i = begin; i < end; i++) {
+    float a = c->lse[i], b = c->other_lse[i], m = fmaxf(a, b);
+    if (m == -INFINITY) continue;                         /* the query sees no row of either */
+    float ea = expf(a - m), eb = expf(b - m), l = m + logf(ea + eb);
+    float *out = c->out + i * c->d, wa = ea / (ea + eb), wb = eb / (ea + eb);
+    const float *other = c->other + i * c->d;
+    for (int64_t j = 0; j < c->d; j++) out[j] = wa * out[j] + wb * other[j];
+    c->lse[i] = l;
+  }
+}
+
+static pyr_status cpu_join(pyr_backend *be, float *out, float *lse, const float *other,
+                           const float *other_lse, int64_t n, int64_t d) {
+  join_call c = { out, lse, other, other_lse, d };
+  pyr_cpu_spans(be, join_span, &c, n, 2 * d);
+  return PYR_OK;
+}
+
+void pyr_cpu_tiers_fill(pyr_backend *be) {
+  be->move_rows = cpu_move_rows;
+  be->join = cpu_join;
+}
