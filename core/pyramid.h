@@ -182,6 +182,13 @@ int pyr_dtype_of_name(const char *name);      /* the dtype, or -1 */
 int pyr_dtype_block(pyr_dtype dtype);         /* values a block: 1, 32, 64 or 256 */
 size_t pyr_dtype_block_bytes(pyr_dtype dtype);               /* bytes a block */
 
+/* Cache rows of few bits (core/base/rowbits.h). A cache keeps its first page, its newest and those
+ * that are not full in its dtype; other pages are packed: keys and values each in one of these, in
+ * a frame that each head of each layer learns from its first rows. Plain: as the dtype has them.
+ * The numbers are those of saved caches. */
+typedef enum pyr_bits { PYR_BITS_PLAIN, PYR_BITS_8, PYR_BITS_4, PYR_BITS_3, PYR_BITS_2,
+                        PYR_BITS_KINDS } pyr_bits;
+
 typedef struct pyr_file pyr_file;   /* a read-only mapping of a regular file, or its bytes in memory
                                        */
 pyr_status pyr_file_open(pyr_runtime *rt, const char *path, pyr_file **out);
@@ -646,6 +653,10 @@ typedef struct pyr_cache pyr_cache;
 
 pyr_status pyr_pool_new(pyr_model *model, pyr_dtype dtype, size_t budget /* 0: none */,
                         pyr_pool **out);
+/* The same, whose pages are packed to so few bits once they are full: keys to k, values to v.
+ * PYR_UNSUPPORTED: a device, or a head_dim that is no multiple of 32. */
+pyr_status pyr_pool_new_packed(pyr_model *model, pyr_dtype dtype, pyr_bits k, pyr_bits v,
+                               size_t budget, pyr_pool **out);
 void pyr_pool_free(pyr_pool *pool);
 size_t pyr_pool_bytes(const pyr_pool *pool);  /* what all its caches hold, shared pages once */
 

@@ -1,6 +1,6 @@
 /* lcache.c — page pools and caches for Lua.
  *
- *   core.pool(model, dtype, budget) -> pool            pool:bytes()  :close()
+ *   core.pool(model, dtype, budget [, k, v]) -> pool   pool:bytes()  :close()
  *                                                      :add_tier(name, dtype, bytes, rows, file)
  *                                                      :press()
  *   core.cache(model, pool, policy or nil) -> cache    core.load_cache(model, pool, policy, path)
@@ -93,17 +93,25 @@ static const char *check_path(lua_State *L, int arg) {
 
 /* ---- pools ----------------------------------------------------------------------------------- */
 
+/* What a plane of packed pages is packed to; nothing: it is plain. */
+static pyr_bits check_bits(lua_State *L, int arg) {
+  static const char *const names[] = { "", "q8_0", "q4", "q3", "q2", NULL };
+  return (pyr_bits)luaL_checkoption(L, arg, "", names);
+}
+
 static int core_pool(lua_State *L) {
   const char *name = luaL_checkstring(L, 2);
   lua_Integer budget = luaL_optinteger(L, 3, 0);
   luaL_argcheck(L, budget >= 0, 3, "the budget is a number of bytes");
   int dtype = pyr_dtype_of_name(name);
   luaL_argcheck(L, dtype >= 0, 2, "unknown dtype");
+  pyr_bits k = check_bits(L, 4), v = check_bits(L, 5);
   pool_box *box = lua_newuserdatauv(L, sizeof *box, 0);
   box->pool = NULL;
   luaL_setmetatable(L, POOL);
   pyr_model *model = pyr_lua_check_model(L, 1);
-  pyr_status status = pyr_pool_new(model, (pyr_dtype)dtype, (size_t)budget, &box->pool);
+  pyr_status status = pyr_pool_new_packed(model, (pyr_dtype)dtype, k, v, (size_t)budget,
+                                          &box->pool);
   return status == PYR_OK ? 1 : pyr_lua_fail(L, pyr_model_runtime(model), status);
 }
 

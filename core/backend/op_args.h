@@ -22,6 +22,23 @@ size_t pyr_row_bytes(pyr_dtype dtype, int head_dim);               /* one K or o
 size_t pyr_page_bytes(pyr_dtype dtype, int head_dim, bool wide);
 typedef enum pyr_plane { PYR_PLANE_K, PYR_PLANE_V, PYR_PLANE_CAME } pyr_plane;
 
+/* How the rows of a cache lie: those of plain pages in `dtype`; those of packed pages, where there
+ * are any, in few bits (base/rowbits.h), K and V each in its own, or as in a plain page. */
+typedef struct pyr_layout { pyr_dtype dtype; int32_t head_dim; pyr_bits k, v; } pyr_layout;
+
+static inline bool pyr_layout_packs(pyr_layout layout) {
+  return layout.k != PYR_BITS_PLAIN || layout.v != PYR_BITS_PLAIN;
+}
+/* The bits of one plane of a page; PYR_PLANE_CAME is another of K. */
+static inline pyr_bits pyr_plane_bits(pyr_layout layout, bool packed, pyr_plane plane) {
+  return !packed ? PYR_BITS_PLAIN : plane == PYR_PLANE_V ? layout.v : layout.k;
+}
+/* Bytes of a row there, and where the plane's first row lies in a page: in planes of K, V and, in
+ * wide pages, K as it came. Packed pages end with a few bytes more, which may be read. */
+size_t pyr_plane_row_bytes(pyr_layout layout, bool packed, pyr_plane plane);
+size_t pyr_plane_at(pyr_layout layout, bool packed, pyr_plane plane);
+size_t pyr_layout_page_bytes(pyr_layout layout, bool packed, bool wide);
+
 /* What `pool` makes of the values in its window, as a score's operation says it. */
 typedef enum pyr_pooling { PYR_POOL_AVERAGE, PYR_POOL_MAXIMUM } pyr_pooling;
 
@@ -32,13 +49,13 @@ typedef struct pyr_lane_view {   /* the rows of one lane, for reading or for in-
   int64_t rows;
   void **table;  /* `pages` in backend memory, where `list_pages` put them; or NULL */
   int32_t *born;  /* [rows] wide pages: the position K was rotated to when it came; else NULL */
+  uint8_t *packed;               /* host: whether page p is packed, 1 or 0; NULL: none is */
+  const struct pyr_frame *frame; /* of the packed pages (base/rowbits.h); else NULL */
 } pyr_lane_view;
 
 /* pages: host */
 typedef struct pyr_page_list { void **table; void *const *pages; int64_t begin,
                                end; } pyr_page_list;
-
-typedef struct pyr_layout { pyr_dtype dtype; int32_t head_dim; } pyr_layout;
 
 typedef struct pyr_work {        /* upper bounds that `reserve` prepares for */
   int64_t tokens;                /* n of any call */

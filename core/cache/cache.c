@@ -8,6 +8,7 @@
  *
  * Saving and loading is in session.c. */
 #include "cache/cache.h"
+#include "base/rowbits.h"
 #include "base/versioned.h"
 #include "model/model.h"
 
@@ -22,7 +23,7 @@ static int64_t pages_for(int64_t rows) { return (rows + PYR_PAGE_ROWS - 1) / PYR
 pyr_lane_view pyr_lane_get_view(const pyr_lane *lane) {
   void **table = lane->listed == lane->page_count ? lane->table : NULL;
   return (pyr_lane_view){ lane->data, lane->positions, lane->history, lane->rows, table,
-                          lane->born };
+                          lane->born, lane->packed, lane->frame };
 }
 
 /* ---- the page table -------------------------------------------------------------------------- */
@@ -41,24 +42,37 @@ static pyr_status table_grow(pyr_cache *cache, pyr_lane *lane, int64_t count) {
   pyr_page **pages = pyr_alloc(rt, size);
   void **data = pyr_alloc(rt, size);
   void **table = pages && data && be->list_pages ? be->alloc(be, size) : NULL;
-  if (!pages || !data || (be->list_pages && !table)) {
+  bool packs = pyr_layout_packs(cache->pool->layout);
+  uint8_t *packed = pages && data && packs ? pyr_alloc(rt, (size_t)cap) : NULL;
+  if (!pages || !data || (be->list_pages && !table) || (packs && !packed)) {
     pyr_release(rt, pages, size);
     pyr_release(rt, data, size);
+    be->release(be, table, size);
     return pyr_nomem(rt, size, "a page table");
   }
   if (lane->page_count) {
     memcpy(pages, lane->pages, (size_t)lane->page_count * sizeof(void *));
     memcpy(data, lane->data, (size_t)lane->page_count * sizeof(void *));
+    if (packs) memcpy(packed, lane->packed, (size_t)lane->page_count);
   }
+  pyr_release(rt, lane->packed, lane->packed ? (size_t)lane->page_cap : 0);
   pyr_release(rt, lane->pages, old);
   pyr_release(rt, lane->data, old);
   be->release(be, lane->table, old);
   lane->pages = pages;
   lane->data = data;
+  lane->packed = packed;
   lane->table = table;
   lane->listed = 0;
   lane->page_cap = cap;
   return PYR_OK;
+}
+
+/* Page `at` of the table, whoever held that place before. */
+static void set_page(pyr_lane *lane, int64_t at, pyr_page *page) {
+  lane->pages[at] = page;
+  lane->data[at] = page->data;
+  if (lane->packed) lane->packed[at] = (page->kind & PYR_PAGE_PACKED) != 0;
 }
 
 /* From page `from` on the backend's table is no longer what `data` says. */
@@ -112,8 +126,10 @@ static size_t bytes_beside(int64_t rows, bool history, bool born) {
 }
 
 static size_t bytes_of_lane(const pyr_lane *lane) {
-  return bytes_beside(lane->row_cap, lane->history != NULL, lane->wide);
+  return bytes_beside(lane->row_cap, lane->history != NULL, lane->wide)
+      + (lane->frame ? pyr_frame_bytes(lane->frame->head_dim) : 0);
 }
+/* Of a page that is new. */
 static int kind_of(const pyr_lane *lane) { return lane->wide ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN; }
 
 /* Moves them to blocks for `room` rows. All three arrays, or none: on failure those that were
@@ -168,7 +184,8 @@ static pyr_status rows_resize(pyr_cache *cache, pyr_lane *lane, int64_t cap, boo
   history = history || had;
   wide = wide || was;
   if (cap == lane->row_cap && history == had && wide == was) return PYR_OK;
-  size_t before = bytes_of_lane(lane), bytes = bytes_beside(cap, history, wide);
+  size_t before = bytes_of_lane(lane), held = before
+      - bytes_beside(lane->row_cap, had, was), bytes = held + bytes_beside(cap, history, wide);
   pyr_status status = pyr_pool_charge(cache->pool, before, bytes);
   if (status != PYR_OK) return status;
   int64_t room = room_for(lane, cap);
@@ -194,16 +211,15 @@ static pyr_status page_unshare(pyr_cache *cache, pyr_lane *lane, int64_t index) 
   pyr_pool *pool = cache->pool;
   pyr_page *page = lane->pages[index], *fresh = NULL;
   if (page->refs == 1) return PYR_OK;
-  pyr_status status = pyr_page_new(pool, kind_of(lane), &fresh);
+  pyr_status status = pyr_page_new(pool, page->kind, &fresh);
   if (status != PYR_OK) return status;
-  status = pool->be->copy(pool->be, fresh->data, page->data, pool->page_bytes[kind_of(lane)]);
+  status = pool->be->copy(pool->be, fresh->data, page->data, pool->page_bytes[page->kind]);
   if (status != PYR_OK) {
     pyr_page_free(pool, fresh);
     return status;
   }
   pyr_page_free(pool, page);
-  lane->pages[index] = fresh;
-  lane->data[index] = fresh->data;
+  set_page(lane, index, fresh);
   forget_listed(lane, index);
   return PYR_OK;
 }
@@ -221,18 +237,17 @@ pyr_status pyr_lane_widen(pyr_cache *cache, pyr_lane *lane) {
   pyr_status status = lane->page_count && !fresh ? pyr_nomem(pool->rt, bytes, "a page table")
       : PYR_OK;
   for (int64_t p = 0; p < lane->page_count && status == PYR_OK; p++) {
-    status = pyr_page_new(pool, PYR_PAGE_WIDE, &fresh[p]);
+    int kind = lane->pages[p]->kind;
+    status = pyr_page_new(pool, kind | PYR_PAGE_WIDE, &fresh[p]);
     if (status == PYR_OK)
-      status = be->copy(be, fresh[p]->data, lane->pages[p]->data, pool->page_bytes[PYR_PAGE_PLAIN]);
+      status = be->copy(be, fresh[p]->data, lane->pages[p]->data, pool->page_bytes[kind]);
   }
   if (status == PYR_OK) status = rows_resize(cache, lane, lane->row_cap, false, true);
   if (status == PYR_OK && lane->rows)
     status = be->copy(be, lane->born, lane->positions, (size_t)lane->rows * sizeof *lane->born);
   for (int64_t p = 0; p < lane->page_count && fresh; p++) {
     pyr_page_free(pool, status == PYR_OK ? lane->pages[p] : fresh[p]);
-    if (status != PYR_OK) continue;
-    lane->pages[p] = fresh[p];
-    lane->data[p] = fresh[p]->data;
+    if (status == PYR_OK) set_page(lane, p, fresh[p]);
   }
   if (status == PYR_OK) forget_listed(lane, 0);
   pyr_release(pool->rt, fresh, fresh ? bytes : 0);
@@ -247,19 +262,35 @@ static void drop_pages(pyr_cache *cache, pyr_lane *lane, int64_t keep) {
 
 /* ---- lanes ----------------------------------------------------------------------------------- */
 
+/* The frame of a lane whose pages will be packed comes with its first row, so that nothing is asked
+ * for when it learns. */
+static pyr_status frame_new(pyr_cache *cache, pyr_lane *lane) {
+  pyr_pool *pool = cache->pool;
+  size_t bytes = pyr_frame_bytes(pool->layout.head_dim);
+  if (lane->frame || !pyr_layout_packs(pool->layout)) return PYR_OK;
+  PYR_TRY(pyr_pool_charge(pool, 0, bytes));
+  lane->frame = pyr_alloc_zero(pool->rt, bytes);
+  if (!lane->frame) {
+    (void)pyr_pool_charge(pool, bytes, 0);
+    return pyr_nomem(pool->rt, bytes, "a lane's frame");
+  }
+  lane->frame->head_dim = pool->layout.head_dim;
+  return PYR_OK;
+}
+
 /* A lane of 70 rows, for 30 more: 100 rows want 4 pages, and one comes. Row 70 lies in page 2,
  * where rows 64 to 69 are: if a fork holds it, too, it is copied. At 64 rows the next one begins
  * a page of its own, and nothing is copied. A copy that was made stays where a later part fails:
  * it holds the same rows. */
 pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history) {
   int64_t count = pages_for(lane->rows + more), before = lane->page_count;
-  pyr_status status = table_grow(cache, lane, count);
+  pyr_status status = frame_new(cache, lane);
+  if (status == PYR_OK) status = table_grow(cache, lane, count);
   while (status == PYR_OK && lane->page_count < count) {
     pyr_page *page = NULL;
     status = pyr_page_new(cache->pool, kind_of(lane), &page);
     if (status != PYR_OK) break;
-    lane->pages[lane->page_count] = page;
-    lane->data[lane->page_count++] = page->data;
+    set_page(lane, lane->page_count++, page);
   }
   if (status == PYR_OK && more > 0 && lane->rows % PYR_PAGE_ROWS != 0)
     status = page_unshare(cache, lane, lane->rows / PYR_PAGE_ROWS);
@@ -267,6 +298,14 @@ pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool
     status = rows_resize(cache, lane, lane->page_count * PYR_PAGE_ROWS, history, false);
   if (status != PYR_OK) drop_pages(cache, lane, before);
   return status;
+}
+
+pyr_status pyr_lane_set_packed(pyr_cache *cache, pyr_lane *lane, int64_t at) {
+  pyr_page *page = NULL, *old = lane->pages[at];
+  PYR_TRY(pyr_page_replacement(cache->pool, old->kind | PYR_PAGE_PACKED, &page));
+  pyr_page_free(cache->pool, old);
+  set_page(lane, at, page);
+  return PYR_OK;
 }
 
 /* Shrinking cannot fail (rows_resize keeps what it has, if it must). Pages up to the floor stay
@@ -308,6 +347,7 @@ void pyr_lane_slide(pyr_cache *cache, pyr_lane *lane, int64_t drop) {
   lane->page_count -= pages;
   memmove(lane->pages, lane->pages + pages, (size_t)lane->page_count * sizeof *lane->pages);
   memmove(lane->data, lane->data + pages, (size_t)lane->page_count * sizeof *lane->data);
+  if (lane->packed) memmove(lane->packed, lane->packed + pages, (size_t)lane->page_count);
   forget_listed(lane, 0);
   lane->rows = rows;
   pyr_lane_trim(cache, lane);
@@ -323,8 +363,7 @@ void pyr_lane_put_back(pyr_cache *cache, pyr_lane *lane, int64_t rows, int32_t *
   size_t before = bytes_of_lane(lane), old = (size_t)lane->row_room * sizeof(int32_t);
   drop_pages(cache, lane, pages ? 0 : pages_for(rows));
   for (int64_t p = 0; p < count && pages; p++) {
-    lane->pages[p] = pages[p];
-    lane->data[p] = pages[p]->data;
+    set_page(lane, p, pages[p]);
     lane->page_count = p + 1;
   }
   if (pages) forget_listed(lane, 0);
@@ -369,8 +408,7 @@ static pyr_status fresh_pages(pyr_cache *cache, const pyr_lane *lanes, int count
                               int64_t changed, pyr_page **fresh, void **data) {
   for (int64_t i = 0; i < count * changed; i++) {
     pyr_page *old = lanes[i / changed].pages[skip + i % changed];
-    pyr_status status = old->refs > 1 ? pyr_page_new(cache->pool, kind_of(&lanes[i / changed]),
-                                                     &fresh[i]) : PYR_OK;
+    pyr_status status = old->refs > 1 ? pyr_page_new(cache->pool, old->kind, &fresh[i]) : PYR_OK;
     if (status != PYR_OK) return status;
     data[i] = fresh[i] ? fresh[i]->data : old->data;
   }
@@ -407,7 +445,9 @@ pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_la
     views[i] = (pyr_lane_view){ shared ? data + i * changed : lane->data + skip,
                                 lane->positions + offset,
                                     lane->history ? lane->history + offset : NULL, keep - offset,
-                                        NULL, lane->born ? lane->born + offset : NULL };
+                                        NULL, lane->born ? lane->born + offset : NULL,
+                                            lane->packed ? lane->packed + skip : NULL,
+                                                lane->frame };
     views[count + i] = pyr_lane_get_view(lane);
   }
   if (status == PYR_OK && changed > 0)
@@ -422,8 +462,7 @@ pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_la
       continue;
     }
     pyr_page_free(pool, lane->pages[page]);
-    lane->pages[page] = fresh[i];
-    lane->data[page] = data[i];
+    set_page(lane, page, fresh[i]);
     forget_listed(lane, page);
   }
   for (int i = 0; i < count && status == PYR_OK; i++) {
@@ -448,6 +487,8 @@ void pyr_lane_free(pyr_cache *cache, pyr_lane *lane) {
   be->release(be, lane->table, (size_t)lane->page_cap * sizeof(void *));
   (void)pyr_pool_charge(cache->pool, bytes_of_lane(lane), 0);
   pyr_digests_free(cache->pool, &lane->digests);
+  pyr_release(rt, lane->frame, lane->frame ? pyr_frame_bytes(lane->frame->head_dim) : 0);
+  pyr_release(rt, lane->packed, lane->packed ? (size_t)lane->page_cap : 0);
   pyr_release(rt, lane->pages, (size_t)lane->page_cap * sizeof(void *));
   pyr_release(rt, lane->data, (size_t)lane->page_cap * sizeof(void *));
   memset(lane, 0, sizeof *lane);
@@ -459,8 +500,10 @@ void pyr_lane_free(pyr_cache *cache, pyr_lane *lane) {
  * is whole enough for pyr_lane_free. Capacities of its own: row_cap is the source's, and charged
  * anew, as positions are its own. */
 static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *src) {
-  pyr_status status = table_grow(cache, dst, src->page_count);
+  pyr_status status = src->frame ? frame_new(cache, dst) : PYR_OK;
+  if (status == PYR_OK) status = table_grow(cache, dst, src->page_count);
   if (status != PYR_OK) return status;
+  if (src->frame) memcpy(dst->frame, src->frame, pyr_frame_bytes(src->frame->head_dim));
   dst->rows = 0;
   status = rows_resize(cache, dst, src->row_cap, src->history != NULL, src->wide);
   if (status != PYR_OK) return status;
@@ -473,8 +516,7 @@ static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *sr
   if (status != PYR_OK) return status;
   for (int64_t p = 0; p < src->page_count; p++) {
     pyr_page_retain(src->pages[p]);
-    dst->pages[p] = src->pages[p];
-    dst->data[p] = src->data[p];
+    set_page(dst, p, src->pages[p]);
   }
   dst->page_count = src->page_count;
   dst->rows = src->rows;
@@ -756,7 +798,8 @@ size_t pyr_cache_bytes(const pyr_cache *cache) {
   size_t bytes = cache->below ? pyr_cache_bytes(cache->below) : 0;
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++) {
     const pyr_lane *lane = &cache->lanes[i];
-    bytes += (size_t)lane->page_count * cache->pool->page_bytes[kind_of(lane)];
+    for (int64_t p = 0; p < lane->page_count; p++)
+      bytes += cache->pool->page_bytes[lane->pages[p]->kind];
     bytes += bytes_of_lane(lane) + pyr_digests_bytes(cache->pool, &lane->digests);
   }
   return bytes;
@@ -769,9 +812,10 @@ size_t pyr_cache_layer_bytes(const pyr_cache *cache, int layer) {
   for (int head = 0; head < cache->heads; head++) {
     const pyr_lane *lane = pyr_cache_lane(cache, layer, head);
     int64_t pages = pages_for(lane->rows);
-    bytes += (size_t)pages * cache->pool->page_bytes[kind_of(lane)];
+    for (int64_t p = 0; p < pages; p++) bytes += cache->pool->page_bytes[lane->pages[p]->kind];
     bytes += bytes_beside(pages * PYR_PAGE_ROWS, lane->history != NULL, lane->wide);
     bytes += pyr_digests_bytes(cache->pool, &lane->digests);
+    if (lane->frame) bytes += pyr_frame_bytes(lane->frame->head_dim);
   }
   return bytes;
 }

@@ -39,6 +39,8 @@ typedef struct pyr_lane {
   int32_t *born;           /* [row_room] where pages are wide, else NULL: the position K was rotated
                               to when it came (of rows beyond the layer's `turned`: not known yet,
                               as it is their index) */
+  uint8_t *packed;         /* [page_cap] 1 where a page is packed; NULL where none can be, … */
+  struct pyr_frame *frame; /* … nor is there a frame (pack.c) */
   int64_t row_cap;         /* page_count * PYR_PAGE_ROWS: what counts as held */
   int64_t row_room;        /* grows by half, so that appending is linear */
   int64_t rows;
@@ -143,6 +145,8 @@ pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count);
 /* Gives a lane wide pages; its rows lie as they came, rotated to their positions. All or nothing;
  * nothing where it has them. */
 pyr_status pyr_lane_widen(pyr_cache *cache, pyr_lane *lane);
+/* Gives a lane a packed page, of rows undefined, in the place of page `at`, which is its own. */
+pyr_status pyr_lane_set_packed(pyr_cache *cache, pyr_lane *lane, int64_t at);
 /* Drops rows from `rows` on and the pages that no longer hold any. Cannot fail. */
 void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows);
 /* Gives back pages beyond the rows held (after a reserve that was not used). */
@@ -154,6 +158,16 @@ void pyr_lane_slide(pyr_cache *cache, pyr_lane *lane, int64_t drop);
  * alone, but where PYR_SLIDE_ROWS rows have come since the last time. */
 void pyr_cache_slide_layer(pyr_cache *cache, int layer, int64_t next);
 void pyr_cache_slide(pyr_cache *cache);
+/* pack.c: packs the pages of a layer, of all layers, that are full, neither the first of their lane
+ * nor its newest, and not packed yet. Cannot fail: a page for which there is no memory stays as it
+ * is. Within the reserved rows. */
+void pyr_cache_pack_layer(pyr_cache *cache, int layer);
+void pyr_cache_pack(pyr_cache *cache);
+/* Whether lanes of the layer want to know what queries need: their pool packs, and they have
+ * learned nothing yet. And tells them: sums of squares of queries [heads, head_dim], host memory,
+ * those of a lane's query heads together. */
+bool pyr_cache_wants_needs(const pyr_cache *cache, int layer);
+void pyr_cache_add_needs(pyr_cache *cache, int layer, const float *sums);
 /* Gives a lane `rows` rows, what lies beside them (room for whole pages; born: wide pages) and,
  * unless `pages` is NULL, the pages [count] of them, which lose a reference else; what it has goes.
  * Takes all of it over. Cannot fail. */

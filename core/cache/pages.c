@@ -1,6 +1,7 @@
 /* pages.c — see pages.h. */
 #include "cache/pages.h"
 #include "base/dtype.h"
+#include "base/rowbits.h"
 #include "base/versioned.h"
 
 static bool on_cpu(const pyr_dtype_info *info) { return info->cpu & PYR_KERNEL_ROWS; }
@@ -9,7 +10,8 @@ static bool on_device(const pyr_dtype_info *info) { return info->device & PYR_KE
 /* Refuses a dtype that cannot hold rows before it takes anything. The pool keeps its model:
  * caches keep the pool, so a model outlives the last cache of it. Slabs come with the first
  * page. */
-pyr_status pyr_pool_new(pyr_model *model, pyr_dtype dtype, size_t budget, pyr_pool **out) {
+pyr_status pyr_pool_new_packed(pyr_model *model, pyr_dtype dtype, pyr_bits k, pyr_bits v,
+                               size_t budget, pyr_pool **out) {
   pyr_runtime *rt = pyr_model_runtime(model);
   const pyr_model_config *config = pyr_model_get_config(model);
   const char *name = pyr_dtype_name(dtype);
@@ -27,18 +29,33 @@ pyr_status pyr_pool_new(pyr_model *model, pyr_dtype dtype, size_t budget, pyr_po
     return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
                                  "cache dtype %s needs an even head_dim, and it is %d", name,
                                  (int)config->head_dim);
+  pyr_layout layout = { dtype, config->head_dim, k, v };
+  if (pyr_layout_packs(layout) && device)
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
+                                 "cache rows of few bits (q4, q3, q2) need the processor: devices "
+                                 "have no kernels for them yet");
+  if (pyr_layout_packs(layout) && (config->head_dim % PYR_BITS_STEP != 0
+                                   || config->head_dim > PYR_BITS_DIMS))
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
+                                 "cache rows of few bits (q4, q3, q2) need head_dim %% %d == 0, "
+                                 "and it is %d", PYR_BITS_STEP, (int)config->head_dim);
   pyr_pool *pool = pyr_alloc_zero(rt, sizeof *pool);
   if (!pool) return pyr_nomem(rt, sizeof *pool, "the page pool");
   pool->refs = 1;
   pool->model = pyr_model_retain(model);
   pool->rt = rt;
   pool->be = pyr_runtime_backend(rt);
-  pool->layout = (pyr_layout){ dtype, config->head_dim };
+  pool->layout = layout;
   for (int kind = 0; kind < PYR_PAGE_KINDS; kind++)
-    pool->page_bytes[kind] = pyr_page_bytes(dtype, config->head_dim, kind == PYR_PAGE_WIDE);
+    pool->page_bytes[kind] = pyr_layout_page_bytes(layout, kind & PYR_PAGE_PACKED,
+                                                   kind & PYR_PAGE_WIDE);
   pool->budget = budget;
   *out = pool;
   return PYR_OK;
+}
+
+pyr_status pyr_pool_new(pyr_model *model, pyr_dtype dtype, size_t budget, pyr_pool **out) {
+  return pyr_pool_new_packed(model, dtype, PYR_BITS_PLAIN, PYR_BITS_PLAIN, budget, out);
 }
 
 pyr_pool *pyr_pool_retain(pyr_pool *pool) {
@@ -194,7 +211,7 @@ static pyr_slab *slab_new(pyr_pool *pool, int kind, int64_t count) {
   char *data = (char *)block + (count > 1 ? (ALIGN - (uintptr_t)block % ALIGN) % ALIGN : 0);
   for (int64_t i = count - 1; i >= 0; i--) {
     slab->pages[i] = (pyr_page){ .data = data + (size_t)i * pool->page_bytes[kind], .slab = slab,
-                                 .next = slab->free };
+                                 .kind = kind, .next = slab->free };
     slab->free = &slab->pages[i];
   }
   list_slab(pool, slab);
@@ -211,11 +228,15 @@ static pyr_status file_slab(pyr_pool *pool, int kind, pyr_slab **out) {
   return *out ? PYR_OK : pyr_nomem(pool->rt, slab_bytes(FILE_PAGES), "the cache");
 }
 
-/* Where memory is short a smaller slab is tried: of 50 pages, then 12, then 3. The budget is
- * asked first, and counts the page, not the slab. On failure nothing has changed. */
+/* The budget is asked first, and counts the page, not the slab. */
 pyr_status pyr_page_new(pyr_pool *pool, int kind, pyr_page **out) {
   pyr_status status = check_budget(pool, pool->page_bytes[kind], !pool->place);
-  if (status != PYR_OK) return status;
+  return status == PYR_OK ? pyr_page_replacement(pool, kind, out) : status;
+}
+
+/* Where memory is short a smaller slab is tried: of 50 pages, then 12, then 3. On failure nothing
+ * has changed. */
+pyr_status pyr_page_replacement(pyr_pool *pool, int kind, pyr_page **out) {
   pyr_slab *slab = pool->open[kind];
   if (!slab && pool->place) PYR_TRY(file_slab(pool, kind, &slab));
   for (int64_t count = slab_pages(pool, kind); !slab && count > 0; count /= 4)

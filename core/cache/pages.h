@@ -14,6 +14,7 @@
  *
  *     page   [K of 32 rows][V of 32 rows]          plain
  *            [K of 32 rows][V of 32 rows][K as it came]   wide: of lanes whose keys are turned
+ *            either, packed: planes in the layout's few bits, of pages that are full (pack.c)
  *
  * In bytes: head_dim 64 in f16 makes rows of 128 bytes, a plain page 2 * 32 * 128 = 8192 bytes. */
 #ifndef PYR_PAGES_H
@@ -25,13 +26,14 @@
 typedef struct pyr_slab pyr_slab;
 
 typedef struct pyr_page {
-  int32_t refs;
+  int32_t refs, kind;
   void *data;              /* backend memory, its kind's page_bytes */
   pyr_slab *slab;
   struct pyr_page *next;   /* while it is free: the slab's next free page */
 } pyr_page;
 
-enum { PYR_PAGE_PLAIN, PYR_PAGE_WIDE, PYR_PAGE_KINDS };   /* wide: with K as it came (op_args.h) */
+/* Wide: with K as it came (op_args.h). A kind is the sum of what is true of it. */
+enum { PYR_PAGE_PLAIN, PYR_PAGE_WIDE, PYR_PAGE_PACKED, PYR_PAGE_PACKED_WIDE, PYR_PAGE_KINDS };
 
 struct pyr_pool {
   int32_t refs;
@@ -72,6 +74,8 @@ pyr_pool *pyr_pool_retain(pyr_pool *pool);
  * a lane's rows 0 to 31 take page_bytes[PYR_PAGE_PLAIN] of the budget, whoever shares them
  * later. */
 pyr_status pyr_page_new(pyr_pool *pool, int kind, pyr_page **out);
+/* The same whatever the budget says, for a page that takes the place of a larger one at once. */
+pyr_status pyr_page_replacement(pyr_pool *pool, int kind, pyr_page **out);
 void pyr_page_retain(pyr_page *page);
 void pyr_page_free(pyr_pool *pool, pyr_page *page);  /* drops one reference; NULL is legal */
 

@@ -9,7 +9,8 @@
  *   layers   for each: the trigger's numbers and the decode state
  *   lanes    for each: rows, whether a history follows, positions, history, in a compacted layer
  *            the positions that keys came to, then page by page the K rows, the V rows and, in a
- *            compacted layer, the K rows as they came
+ *            compacted layer, the K rows as they came; where pages are packed, before that the
+ *            lane's frame (rowbits.h) and for each page a byte, 1 if it is
  *   tiers    version 6 alone: u64 how many lie below the hot one, then for each u64 which it is and
  *            its dtype, and its lanes, as above
  *   note     u64 length and as many bytes: a text that the saver wanted kept with it
@@ -24,6 +25,7 @@
  * savers one comes last. */
 #include "cache/cache.h"
 #include "base/disk.h"
+#include "base/rowbits.h"
 #include "base/fingerprint.h"
 #include "model/model.h"
 #include "policy/score.h"
@@ -64,7 +66,7 @@ static const char cache_magic[8] = { 'P', 'Y', 'R', 'C', 'A', 'C', 'H', 'E' };
 typedef struct pyr_cache_header {
   char magic[8];
   uint32_t version, order;
-  int32_t layers, heads, head_dim, dtype;
+  int32_t layers, heads, head_dim, dtype;   /* dtype, and the bits of packed pages (dtype_of) */
   uint64_t arithmetic;             /* hash of the frequencies, as rows are stored rotated, and of
                                       switches */
   uint64_t policy;                 /* hash of the policy's name: the triggers are its */
@@ -155,6 +157,12 @@ static uint64_t policy_hash(const pyr_cache *cache) {
   return acts ? name_hash(&cache->policy) : 0;
 }
 
+/* q4 keys and values over f16: 1 + 2 * 256 + 2 * 4096. Of caches that pack nothing it is the
+ * dtype's number, as in files of builds that knew no packing, which refuse others by it. */
+static int32_t dtype_of(pyr_layout layout) {
+  return (int32_t)layout.dtype + (int32_t)layout.k * 256 + (int32_t)layout.v * 4096;
+}
+
 /* Zeroed first, so that no byte of the file is left to chance and equal caches make equal files. */
 static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
   pyr_model *model = cache->pool->model;
@@ -165,7 +173,7 @@ static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
   h->layers = cache->layers;
   h->heads = cache->heads;
   h->head_dim = cache->pool->layout.head_dim;
-  h->dtype = (int32_t)cache->pool->layout.dtype;
+  h->dtype = dtype_of(cache->pool->layout);
   h->arithmetic = switches_hash(model, rope_hash(model));
   h->weights = pyr_model_fingerprint(model);
   h->tokenizer = model->tokenizer;
@@ -216,6 +224,34 @@ static void unpack_state(const int64_t in[STATE], pyr_layer_state *state) {
 
 /* ---- save ------------------------------------------------------------------------------------ */
 
+/* A row's bytes in a plane, and where the plane begins: of one page of a lane. */
+typedef struct planes { int count; size_t row[3], at[3], bytes; } planes;
+
+static planes planes_of(const pyr_cache *cache, bool packed, bool wide) {
+  pyr_layout layout = cache->pool->layout;
+  planes p = { .count = wide ? 3 : 2, .bytes = pyr_layout_page_bytes(layout, packed, wide) };
+  for (int i = 0; i < p.count; i++) {
+    p.row[i] = pyr_plane_row_bytes(layout, packed, (pyr_plane)i);
+    p.at[i] = pyr_plane_at(layout, packed, (pyr_plane)i);
+  }
+  return p;
+}
+
+/* Any page, of whatever kind, fits; those of tiers below, too. */
+static size_t largest_page(const pyr_pool *pool) {
+  size_t most = 0;
+  for (const pyr_pool *p = pool; p; p = p->below)
+    for (int kind = 0; kind < PYR_PAGE_KINDS; kind++)
+      if (p->page_bytes[kind] > most) most = p->page_bytes[kind];
+  return most;
+}
+
+/* Where pages are packed: what they are packed by, and which are. */
+static pyr_status save_frame(pyr_stream *s, const pyr_lane *lane) {
+  PYR_TRY(put(s, lane->frame, pyr_frame_bytes(lane->frame->head_dim)));
+  return put(s, lane->packed, (size_t)(lane->rows + PYR_PAGE_ROWS - 1) / PYR_PAGE_ROWS);
+}
+
 /* The rows of one plane (K or V) of a page lie together; `buffer` holds a page. K comes first, n
  * rows of it, and V, n rows: in memory V begins PYR_PAGE_ROWS rows behind K, whether the page is
  * full or not. Bounded by one page and the numbers of one lane, however long it is. */
@@ -224,8 +260,7 @@ static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lan
   bool compact = state->compact;
   const int32_t *born = rows_buffer;
   pyr_backend *be = cache->pool->be;
-  size_t row = pyr_row_bytes(cache->pool->layout.dtype, cache->pool->layout.head_dim),
-      used = (size_t)lane->rows * 4;
+  size_t used = (size_t)lane->rows * 4;
   int64_t counts[2] = { lane->rows, lane->history != NULL };
   pyr_status status = put(s, counts, sizeof counts);
   if (status == PYR_OK && used) status = be->download(be, rows_buffer, lane->positions, used);
@@ -239,18 +274,18 @@ static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lan
     for (int64_t i = state->turned; i < lane->rows; i++) ((int32_t *)rows_buffer)[i] = (int32_t)i;
     if (status == PYR_OK) status = put(s, rows_buffer, used);
   }
+  if (status == PYR_OK && pyr_layout_packs(cache->pool->layout) && lane->rows)
+    status = save_frame(s, lane);
   for (int64_t at = 0; at < lane->rows && status == PYR_OK; at += PYR_PAGE_ROWS) {
     int64_t n = lane->rows - at < PYR_PAGE_ROWS ? lane->rows - at : PYR_PAGE_ROWS;
-    status = be->download(be, buffer, lane->data[at / PYR_PAGE_ROWS],
-                          cache->pool->page_bytes[compact ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN]);
-    if (status == PYR_OK) status = put(s, buffer, (size_t)n * row);
-    if (status == PYR_OK) status = put(s, buffer + PYR_PAGE_ROWS * row, (size_t)n * row);
+    planes p = planes_of(cache, lane->packed && lane->packed[at / PYR_PAGE_ROWS], compact);
+    status = be->download(be, buffer, lane->data[at / PYR_PAGE_ROWS], p.bytes);
     /* a key that was not turned lies as it came */
     for (int64_t i = 0; i < n && status == PYR_OK && compact; i++)
       if (born[at + i] == at + i)
-        memcpy(buffer + (2 * PYR_PAGE_ROWS + i) * (int64_t)row, buffer + i * (int64_t)row, row);
-    if (status == PYR_OK && compact)
-      status = put(s, buffer + 2 * PYR_PAGE_ROWS * row, (size_t)n * row);
+        memcpy(buffer + p.at[2] + (size_t)i * p.row[0], buffer + (size_t)i * p.row[0], p.row[0]);
+    for (int plane = 0; plane < p.count && status == PYR_OK; plane++)
+      status = put(s, buffer + p.at[plane], (size_t)n * p.row[plane]);
   }
   return status;
 }
@@ -271,14 +306,6 @@ static pyr_status save_tiers(pyr_stream *s, const pyr_cache *cache, char *buffer
       PYR_TRY(save_lane(s, at, &at->lanes[i], buffer, rows_buffer, &plain_state));
   }
   return PYR_OK;
-}
-
-/* A buffer that holds a page of any tier. */
-static size_t largest_page(const pyr_pool *pool) {
-  size_t bytes = pool->page_bytes[PYR_PAGE_WIDE];
-  for (const pyr_pool *p = pool->below; p; p = p->below)
-    if (p->page_bytes[PYR_PAGE_WIDE] > bytes) bytes = p->page_bytes[PYR_PAGE_WIDE];
-  return bytes;
 }
 
 /* Without a note: its length is 0. */
@@ -418,6 +445,27 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   return PYR_OK;
 }
 
+/* Each page becomes of the kind that it was saved as. The frame is used only if it can be. */
+static pyr_status load_frame(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, int64_t rows) {
+  int32_t head_dim = cache->pool->layout.head_dim;
+  int64_t count = (rows + PYR_PAGE_ROWS - 1) / PYR_PAGE_ROWS;
+  PYR_TRY(get(s, lane->frame, pyr_frame_bytes(head_dim), "a lane's frame"));
+  if (lane->frame->head_dim != head_dim) {
+    lane->frame->head_dim = head_dim;
+    return bad(s, "a lane's frame", "is of another width");
+  }
+  if ((lane->frame->learned & ~1) || (lane->frame->learned && !pyr_frame_valid(lane->frame)))
+    return bad(s, "a lane's frame", "is out of range");
+  for (int64_t p = 0; p < count; p++) {
+    uint8_t packed;
+    PYR_TRY(get(s, &packed, 1, "the kinds of pages"));
+    if (packed > 1 || (packed && !lane->frame->learned))
+      return bad(s, "the kinds of pages", "are out of range");
+    if (packed) PYR_TRY(pyr_lane_set_packed(cache, lane, p));
+  }
+  return PYR_OK;
+}
+
 /* Counts are checked before memory is asked for: rows against the tokens seen, and their bytes
  * against what is left of the file, so that 16 bad bytes cannot ask for gigabytes. Invariant of
  * the positions' loop: `before` is the last one read, so that they ascend over chunks, too. Page
@@ -425,16 +473,20 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
 static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, int64_t tokens, pyr_lane *lane,
                             char *buffer, const pyr_layer_state *state) {
   pyr_backend *be = cache->pool->be;
-  size_t row = pyr_row_bytes(cache->pool->layout.dtype, cache->pool->layout.head_dim);
+  pyr_layout layout = cache->pool->layout;
+  bool packs = pyr_layout_packs(layout);
+  planes least = planes_of(cache, packs, state->compact);
   int64_t counts[2] = { 0, 0 };
-  size_t bytes = cache->pool->page_bytes[state->compact ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN];
   int32_t chunk[PYR_PAGE_ROWS], before = -1;
   pyr_status status = get(s, counts, sizeof counts, "a lane's counts");
   if (status != PYR_OK) return status;
   int64_t rows = counts[0];
   if (rows < 0 || rows > tokens || (counts[1] != 0 && counts[1] != 1))
     return bad(s, "rows", "are out of range");
-  if ((uint64_t)rows * (4 + (state->compact ? 3 : 2) * row) > s->left)
+  size_t row = 4, plain = pyr_row_bytes(layout.dtype, layout.head_dim);   /* what a row takes … */
+  for (int plane = 0; plane < least.count; plane++)                       /* … at least */
+    row += least.row[plane] < plain ? least.row[plane] : plain;
+  if ((uint64_t)rows * row > s->left)
     return bad(s, "rows", "are more than the file holds");
   if (state->turned > rows) return bad(s, "rows", "are fewer than were turned");
   if (state->compact) status = pyr_lane_widen(cache, lane);
@@ -461,14 +513,15 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, int64_t tokens, pyr
       if (chunk[i] < at + i) status = bad(s, "the keys' first positions", "are out of range");
     if (status == PYR_OK) status = be->upload(be, lane->born + at, chunk, (size_t)n * 4);
   }
+  if (status == PYR_OK && packs && rows) status = load_frame(s, cache, lane, rows);
   for (int64_t at = 0; at < rows && status == PYR_OK; at += PYR_PAGE_ROWS) {
+    static const char *const fields[] = { "keys", "values", "keys as they came" };
     int64_t n = rows - at < PYR_PAGE_ROWS ? rows - at : PYR_PAGE_ROWS;
-    memset(buffer, 0, bytes);
-    status = get(s, buffer, (size_t)n * row, "keys");
-    if (status == PYR_OK) status = get(s, buffer + PYR_PAGE_ROWS * row, (size_t)n * row, "values");
-    if (status == PYR_OK && state->compact)
-      status = get(s, buffer + 2 * PYR_PAGE_ROWS * row, (size_t)n * row, "keys as they came");
-    if (status == PYR_OK) status = be->upload(be, lane->data[at / PYR_PAGE_ROWS], buffer, bytes);
+    planes p = planes_of(cache, packs && lane->packed[at / PYR_PAGE_ROWS], state->compact);
+    memset(buffer, 0, p.bytes);
+    for (int plane = 0; plane < p.count && status == PYR_OK; plane++)
+      status = get(s, buffer + p.at[plane], (size_t)n * p.row[plane], fields[plane]);
+    if (status == PYR_OK) status = be->upload(be, lane->data[at / PYR_PAGE_ROWS], buffer, p.bytes);
   }
   if (status == PYR_OK) lane->rows = rows;
   return status;

@@ -132,8 +132,9 @@ static pyr_status keep_pages(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u)
 static pyr_lane_view aside_view(const pyr_cache *cache, const pyr_undo_lane *u) {
   char *beside = u->aside + (size_t)pages_for(u->lost) * page_bytes(cache, u->wide);
   int32_t *numbers = (int32_t *)beside;
-  return (pyr_lane_view){ u->data, numbers, u->tracked ? (float *)(numbers + u->lost) : NULL,
-                          u->lost, NULL, u->wide ? numbers + 2 * u->lost : NULL };
+  return (pyr_lane_view){ .pages = u->data, .positions = numbers,
+                          .history = u->tracked ? (float *)(numbers + u->lost) : NULL,
+                          .rows = u->lost, .born = u->wide ? numbers + 2 * u->lost : NULL };
 }
 
 /* losers [lost] of a lane's `rows`: all of its first `older` that are not among idx, and as many
@@ -190,7 +191,8 @@ pyr_status pyr_undo_lanes(pyr_undo *undo, int layer, int head, int count, const 
   pyr_status status = PYR_OK;
   for (int i = 0; i < count; i++)
     for (int64_t p = 0; p < pages_for(older) && moves; p++)
-      moves = u[i].rows == older && lanes[i].pages[p]->refs == 1;
+      moves = u[i].rows == older && lanes[i].pages[p]->refs == 1
+          && !(lanes[i].pages[p]->kind & PYR_PAGE_PACKED);   /* aside they would be unpacked */
   if (older == 0 || lost == 0 || u->pages) return PYR_OK;
   for (int i = 0; i < count && status == PYR_OK && !moves; i++)
     status = keep_pages(cache, &lanes[i], &u[i]);

@@ -146,6 +146,10 @@ pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count,
                        .group = heads / kv_heads, .threads = pyr_runtime_threads(be->rt),
                            .scale = scale };
   t.tile = (int32_t)pyr_max(1, PYR_COLUMNS / t.group);
+  for (int plane = PYR_PLANE_K; plane <= PYR_PLANE_V && pyr_layout_packs(layout); plane++) {
+    t.packed[plane].at = pyr_plane_at(layout, true, (pyr_plane)plane);
+    t.packed[plane].bytes = pyr_plane_row_bytes(layout, true, (pyr_plane)plane);
+  }
   int64_t rows = 0, steps = 0, cost = 0;
   for (int i = 0; i < count; i++) {
     steps += a[i].n == 1;

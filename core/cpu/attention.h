@@ -42,6 +42,7 @@ typedef struct pyr_attend {
   int64_t count, tasks;          /* units, and tasks of all */
   float *parts;                  /* where the next unit's begin */
   pyr_layout layout;
+  struct { size_t at, bytes; } packed[2];   /* of K and V in packed pages: where, and of a row */
   int32_t heads, kv_heads, group, tile;
   int threads;
   float scale;

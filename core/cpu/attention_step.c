@@ -19,8 +19,13 @@
  *
  * A head's sink joins them as one more segment, the first, with m the sink, l = 1 and out = 0.
  *
+ * Rows of packed pages (base/rowbits.h) are walked in their lane's frame, by queries that were
+ * taken there once a task, and leave m, l and out of their own; out comes back from the frame once
+ * a segment, where it is joined with that of the plain pages.
+ *
  * Where the lane's history is tracked (see pyr_track) the scores of all its rows are kept to its
  * end, so that one task walks all segments, with the same result. */
+#include "base/rowbits.h"
 #include "cpu/attention.h"
 
 #include <math.h>
@@ -33,6 +38,10 @@ typedef struct step_scratch {
   float *rows[2];          /* [PYR_PAGE_ROWS][dims] keys, values as f32, where the kernels do not
                               read them as they are */
   float *p, *alpha;        /* [group][PYR_KV_BLOCK], [group]: see pyr_kv_block */
+  float *framed;           /* [group][dims] q in the frame, */
+  float *shift;            /* [group] … and its product with the centre of keys */
+  float *packed;           /* the part of a segment's packed pages; and their p and alpha */
+  float *packed_p, *packed_alpha;
   float *scores;           /* [group][ld] of a lane that is tracked */
   float *parts;            /* what segments leave, if one task walks them all */
   int64_t dims, ld;
@@ -47,6 +56,11 @@ static step_scratch step_scratch_of(pyr_arena *arena, int32_t group, int32_t hea
     s.rows[what] = pyr_arena_take(arena, PYR_PAGE_ROWS * s.dims, sizeof(float));
   s.p = pyr_arena_take(arena, group * PYR_KV_BLOCK, sizeof(float));
   s.alpha = pyr_arena_take(arena, group, sizeof(float));
+  s.framed = pyr_arena_take(arena, group * s.dims, sizeof(float));
+  s.shift = pyr_arena_take(arena, group, sizeof(float));
+  s.packed = pyr_arena_take(arena, pyr_cpu_part_size(group, s.dims), sizeof(float));
+  s.packed_p = pyr_arena_take(arena, group * PYR_KV_BLOCK, sizeof(float));
+  s.packed_alpha = pyr_arena_take(arena, group, sizeof(float));
   s.scores = pyr_arena_take(arena, group * s.ld, sizeof(float));
   s.parts = pyr_arena_take(arena, pyr_cpu_segments_max(rows) * pyr_cpu_part_size(group, s.dims),
                            sizeof(float));
@@ -70,7 +84,8 @@ static const void *after(const pyr_stretch *now, const pyr_stretch *next, size_t
                          int what) {
   const pyr_stretch *s = row < now->rows.high ? now : next;
   if (s == next) row = next->rows.low;
-  return row < s->rows.high ? pyr_cpu_row_at(s->lane, bytes, row, what) : NULL;
+  return row < s->rows.high && !pyr_cpu_is_packed(s->lane, row)
+      ? pyr_cpu_row_at(s->lane, bytes, row, what) : NULL;
 }
 
 /* Whether the kernels read rows where they lie, or, where that costs more (many heads would widen
@@ -92,9 +107,89 @@ static pyr_piece piece_at(const pyr_attend *t, const step_scratch *s, const pyr_
   return (pyr_piece){ s->rows[what], s->rows[what], (size_t)s->dims * sizeof(float), (int)count };
 }
 
+/* Where a run of pages begins: nothing was seen. The first page then has alpha e^-inf = 0, which
+ * multiplies an out of zeros. */
+static void begin_part(const pyr_kv_block *b) {
+  for (int h = 0; h < b->heads; h++) b->m[h] = -INFINITY, b->l[h] = b->alpha[h] = 0;
+  memset(b->out, 0, (size_t)(b->heads * b->dims) * sizeof(float));
+}
+
+/* Rows of a plane of a packed page as f32 in scratch: as they lie in the frame, or as they are
+ * where the plane is plain. */
+static pyr_piece unpacked(const pyr_attend *t, const step_scratch *s, const uint8_t *at,
+                          size_t bytes, int64_t run, pyr_plane plane) {
+  float *to = s->rows[plane];
+  int32_t d = t->layout.head_dim;
+  pyr_bits bits = pyr_plane_bits(t->layout, true, plane);
+  for (int64_t r = 0; r < run; r++, to += s->dims, at += bytes) {
+    if (bits == PYR_BITS_PLAIN) t->k->to_f32(to, at, t->layout.dtype, d);
+    else pyr_bits_unpack(to, at, bits, plane == PYR_PLANE_V, d);
+    memset(to + d, 0, (size_t)(s->dims - d) * sizeof(float));
+  }
+  return (pyr_piece){ s->rows[plane], s->rows[plane], (size_t)s->dims * sizeof(float), (int)run };
+}
+
+/* Rows of few bits need no scratch where their quarters fill the kernels' vectors: of head_dim 96
+ * quarters are 24 values, which do with AVX2 and do not with AVX-512. Then, and for planes that are
+ * plain beside packed ones, a page's rows go through scratch, where they are as far as kv_block is
+ * concerned rows of f32. */
+
+/* Where the plane of the page behind this one lies, if that is packed and walked next. */
+static const void *page_after(const pyr_stretch *now, int64_t row, size_t skip) {
+  return row < now->rows.high && pyr_cpu_is_packed(now->lane, row)
+      ? (const uint8_t *)now->lane->pages[row / PYR_PAGE_ROWS] + skip : NULL;
+}
+
+/* A packed page: its keys are scored, and then its values mixed in. The kernels read rows where
+ * they lie, but where quarters do not fill vectors. */
+static void attend_packed(const pyr_attend *t, const step_scratch *s, pyr_kv_block *block,
+                          const pyr_stretch *now, int64_t row, int64_t run) {
+  pyr_piece none = { 0 };
+  bool fits = s->dims == t->layout.head_dim && s->dims % (PYR_QUARTERS * t->k->lanes) == 0;
+  for (int what = PYR_PLANE_K; what <= PYR_PLANE_V; what++) {
+    pyr_plane plane = (pyr_plane)what;
+    pyr_bits bits = pyr_plane_bits(t->layout, true, plane);
+    size_t skip = t->packed[plane].at, bytes = t->packed[plane].bytes;
+    const uint8_t *at = (const uint8_t *)now->lane->pages[row / PYR_PAGE_ROWS] + skip
+        + (size_t)(row % PYR_PAGE_ROWS) * bytes;
+    bool in_bits = fits && bits != PYR_BITS_PLAIN;
+    pyr_piece piece = in_bits
+        ? (pyr_piece){ at, page_after(now, row + run, skip), bytes, (int)run }
+        : unpacked(t, s, at, bytes, run, plane);
+    const uint8_t *quarters = pyr_bits_quarters(bits, plane == PYR_PLANE_V);
+    if (plane == PYR_PLANE_K && in_bits) t->k->score_bits(block, &piece, quarters);
+    else if (plane == PYR_PLANE_K) t->k->kv_block(block, &piece, &none, PYR_F32);
+    else if (in_bits) t->k->mix_bits(block, &piece, quarters);
+    else t->k->kv_block(block, &none, &piece, PYR_F32);
+  }
+}
+
+/* What packed pages left joins what plain ones did, as segments are joined; and out comes back from
+ * the frame, with the values' centre as often as the weights add up to. With m 2, l 1.5 of plain
+ * pages and m 3, l 1.2 of packed ones, m is 3, alpha e^-1, beta 1, and l 1.5 * 0.368 + 1.2 = 1.752;
+ * of out, the packed pages' part is H out + 1.2 centre, where the weights are relative to m as l
+ * is. Where no packed page was seen its m is -inf, its l 0, and nothing is added; where no plain
+ * one was, alpha is 0 the same way. If neither was, both m are -inf, alpha and beta 1, and all sums
+ * stay 0. */
+static void join_packed(const pyr_attend *t, const pyr_kv_block *to, const pyr_kv_block *from,
+                        const pyr_frame *frame) {
+  bool framed = t->layout.v != PYR_BITS_PLAIN;
+  for (int h = 0; h < to->heads; h++) {
+    float m = fmaxf(to->m[h], from->m[h]), out[PYR_BITS_DIMS], *mixed = from->out + h * from->dims;
+    float alpha = to->m[h] == m ? 1 : expf(to->m[h] - m),
+        beta = from->m[h] == m ? 1 : expf(from->m[h] - m);
+    if (framed) pyr_frame_output(out, frame, mixed, from->l[h]);
+    else memcpy(out, mixed, (size_t)t->layout.head_dim * sizeof *out);
+    for (int32_t i = 0; i < t->layout.head_dim; i++)
+      to->out[h * to->dims + i] = to->out[h * to->dims + i] * alpha + out[i] * beta;
+    to->l[h] = to->l[h] * alpha + from->l[h] * beta;
+    to->m[h] = m;
+  }
+}
+
 /* One segment; `scores` [group][ld], from its first row on, if they are to be kept. Invariant:
- * m, l and out of `part` are those of the pages before the last one scored; that one's p wait in
- * the block until its values are mixed in. Bytes: each row's K and V once, for all heads. */
+ * m, l and out of `part` are those of the plain pages before the last one scored; that one's p wait
+ * in the block until its values are mixed in. Bytes: each row's K and V once, for all heads. */
 static void attend_segment(const pyr_attend *t, const pyr_attend_unit *u, const pyr_stretch *now,
                            const pyr_stretch *next, const step_scratch *s, float *scores,
                            float *part) {
@@ -105,25 +200,39 @@ static void attend_segment(const pyr_attend *t, const pyr_attend_unit *u, const 
                     .slopes = a->slopes ? a->slopes + (int64_t)u->g * group : NULL };
   pyr_kv_block block = { .q = s->q, .m = part, .l = part + group,
                         .out = part + pyr_cpu_part_outs(group), .p = s->p, .alpha = s->alpha,
-                        .scores = scores, .ld = s->ld, .heads = group, .dims = (int)s->dims,
-                        .bend = pyr_cpu_bends(a) ? &bend : NULL };
+                        .ld = s->ld, .heads = group, .dims = (int)s->dims,
+                        .bend = pyr_cpu_bends(a) ? &bend : NULL }, packed = block;
+  packed.m = s->packed, packed.l = s->packed + group;
+  packed.out = s->packed + pyr_cpu_part_outs(group);
+  packed.p = s->packed_p, packed.alpha = s->packed_alpha;
+  if (t->layout.k != PYR_BITS_PLAIN) packed.q = s->framed, packed.shift = s->shift;
+  bool packs = now->lane->packed != NULL;
   /* A page's keys are scored in one call, its values mixed in the next, beside the keys of the page
    * after it:  call 0: K0;  call 1: K1, V0;  call 2: K2, V1;  last: V2. */
   pyr_piece scored = { 0 }, mixed = { 0 };
-  for (int h = 0; h < group; h++) block.m[h] = -INFINITY, block.l[h] = block.alpha[h] = 0;
-  memset(block.out, 0, (size_t)(group * s->dims) * sizeof(float));
+  begin_part(&block);
+  if (packs) begin_part(&packed);
   pyr_dtype dtype = in_place(t, s) ? t->layout.dtype : PYR_F32;
   for (int64_t row = now->rows.low, run; row < now->rows.high; row += run) {
     run = pyr_cpu_run_in_page(row, now->rows.high - row);
-    scored = piece_at(t, s, now, next, row, run, 0);
     for (int64_t j = 0; a->slopes && j < run; j++)
       apart[j] = now->lane->positions[row + j] - a->q_pos[0];
+    block.scores = packed.scores = scores ? scores + (row - now->rows.low) : NULL;
+    if (pyr_cpu_is_packed(now->lane, row)) {
+      /* values that wait as f32 would be overwritten */
+      scored.count = 0;
+      t->k->kv_block(&block, &scored, &mixed, dtype);
+      mixed.count = 0;
+      attend_packed(t, s, &packed, now, row, run);
+      continue;
+    }
+    scored = piece_at(t, s, now, next, row, run, 0);
     t->k->kv_block(&block, &scored, &mixed, dtype);
     mixed = piece_at(t, s, now, next, row, run, 1);
-    if (scores) block.scores += run;
   }
   scored.count = 0;
   t->k->kv_block(&block, &scored, &mixed, dtype);
+  if (packs) join_packed(t, &block, &packed, now->lane->frame);
 }
 
 /* ---- joining them ---------------------------------------------------------------------------- */
@@ -220,11 +329,16 @@ static void attend_lane(const pyr_attend *t, const pyr_attend_unit *u, const pyr
  * only thing that tasks share: who takes it to 0 sees all parts. */
 void pyr_cpu_attend_step(const pyr_attend *t, pyr_attend_unit *u, int64_t task, pyr_arena arena) {
   int64_t d = t->layout.head_dim;
+  const pyr_frame *frame = u->a->lanes[u->g].frame;
   step_scratch s = step_scratch_of(&arena, t->group, (int32_t)d,
                                    u->tasks == 1 ? u->seen.high - u->seen.low : PYR_SEGMENT);
   for (int h = 0; h < t->group; h++) {
     const float *q = u->a->q + ((int64_t)u->g * t->group + h) * d;
     for (int64_t i = 0; i < s.dims; i++) s.q[h * s.dims + i] = i < d ? q[i] * t->scale : 0;
+    if (frame && frame->learned && t->layout.k != PYR_BITS_PLAIN) {
+      memset(s.framed + h * s.dims, 0, (size_t)s.dims * sizeof(float));
+      s.shift[h] = pyr_frame_query(s.framed + h * s.dims, frame, s.q + h * s.dims);
+    }
   }
   /* the threads take tasks in turn, about */
   pyr_stretch next = stretch_of(t, u->first + task + t->threads);

@@ -172,13 +172,25 @@ static inline int64_t pyr_cpu_run_in_page(int64_t row, int64_t count) {
   return pyr_min(count, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS);
 }
 
-/* K or V of a row, or K as it came; `bytes` is pyr_row_bytes. Row 40 of V, of 128 bytes a row:
- * page 1, (40 % 32 + 1 * 32) * 128 = 5,120 bytes into it. */
+static inline bool pyr_cpu_is_packed(const pyr_lane_view *lane, int64_t row) {
+  return lane->packed && lane->packed[row / PYR_PAGE_ROWS];
+}
+
+/* K or V of a row of a plain page, or K as it came; `bytes` is pyr_row_bytes. Row 40 of V, of 128
+ * bytes a row: page 1, (40 % 32 + 1 * 32) * 128 = 5,120 bytes into it. */
 static inline uint8_t *pyr_cpu_row_at(const pyr_lane_view *lane, size_t bytes, int64_t row,
                                       pyr_plane plane) {
   return (uint8_t *)lane->pages[row / PYR_PAGE_ROWS]
       + (size_t)(row % PYR_PAGE_ROWS + plane * PYR_PAGE_ROWS) * bytes;
 }
+
+/* The same in a page of any kind, and one row there from and to f32 [head_dim]. */
+uint8_t *pyr_cpu_place(const pyr_lane_view *lane, pyr_layout layout, int64_t row,
+                       pyr_plane plane);
+void pyr_cpu_get_row(const pyr_kernels *k, float *dst, const pyr_lane_view *lane,
+                     pyr_layout layout, int64_t row, pyr_plane plane);
+void pyr_cpu_set_row(const pyr_kernels *k, const pyr_lane_view *lane, pyr_layout layout,
+                     int64_t row, pyr_plane plane, const float *src);
 
 /* Rows [begin, begin+count) of K or V as f32, `ld` >= head_dim floats apart; the
  * rest of each is zeroed. */

@@ -204,6 +204,8 @@ static void take_pages(pyr_lane_view *out, const pyr_lane_view *lane, int64_t fr
   int64_t row = from * PYR_PAGE_ROWS, rows = pyr_min(to * PYR_PAGE_ROWS, lane->rows) - row;
   memcpy(out->pages + out->rows / PYR_PAGE_ROWS, lane->pages + from,
          (size_t)(to - from) * sizeof *out->pages);
+  if (out->packed)
+    memcpy(out->packed + out->rows / PYR_PAGE_ROWS, lane->packed + from, (size_t)(to - from));
   memcpy(out->positions + out->rows, lane->positions + row, (size_t)rows * sizeof *out->positions);
   out->rows += rows;
 }
@@ -232,6 +234,9 @@ static void pick_task(void *ctx, int64_t task, int worker) {
     return;
   }
   out->history = NULL, out->table = NULL, out->born = NULL, out->rows = 0;
+  /* pages are read as they are, packed or not: their kinds go along, and the lane's frame */
+  out->frame = lane->frame;
+  if (!lane->packed) out->packed = NULL;
   take_pages(out, lane, low, from);
   if (k > 0) {
     pyr_arena arena = pyr_cpu_arena(c->cpu, worker);

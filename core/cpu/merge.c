@@ -9,18 +9,18 @@
  * length 1 and transposed, meet the survivors' keys ROWS at a time in `gemm`; each value is one
  * chain of multiply-adds in the order of dimensions, so that neither the cut into tasks nor that
  * into tiles changes it. Then, with the losers of each survivor in a linked list in ascending
- * order, every survivor's mean in f32, a piece of a row at a time.
+ * order, every survivor's mean in f32, a row at a time.
  *
  * Both live in `links`: its first half holds t(l), then the lists (the first loser behind a
  * survivor's row, the next behind a loser's, -1 ends), its second half the losers' rows. */
+#include "base/rowbits.h"
 #include "cpu/cpu.h"
 
 #include <math.h>
 #include <string.h>
 
-/* PIECE: a multiple of every cache dtype's block. Tiles of survivors; slices of losers a task,
- * whose best matches so far lie on its stack. */
-enum { ROWS = 64, SLICES = 4, MOST_NR = 64, PIECE = 256 };
+/* Tiles of survivors; slices of losers a task, whose best matches so far lie on its stack. */
+enum { ROWS = 64, SLICES = 4, MOST_NR = 64 };
 
 typedef struct merge_call {
   const pyr_kernels *k;
@@ -103,31 +103,26 @@ static void find_task(void *ctx, int64_t task, int worker) {
     c->links[c->losers[first + i]] = best[i] >= c->threshold ? target[i] : -1;
 }
 
-/* A survivor's list is walked for K and then for V, PIECE values at a time. Where keys are kept
- * as they came, the merged key has come from nowhere but its own index (born = row): later turns
+/* A survivor's list is walked for K and then for V, a row at a time. Where keys are kept as they
+ * came, the merged key has come from nowhere but its own index (born = row): later turns
  * begin from the merged key. */
 static void mean_span(const void *ctx, int64_t begin, int64_t end) {
   const merge_call *c = ctx;
-  pyr_dtype dtype = c->layout.dtype;
-  size_t bytes = pyr_row_bytes(dtype, c->layout.head_dim);
-  float sum[PIECE], more[PIECE];
+  int64_t d = c->layout.head_dim;
+  float sum[PYR_BITS_DIMS], more[PYR_BITS_DIMS];
   for (int64_t i = begin; i < end; i++) {
     int32_t row = c->idx[i], first = c->links[row];
     if (first >= 0 && c->lane->born) c->lane->born[row] = row;
-    for (int what = 0; what < 2 && first >= 0; what++)
-      for (int64_t d = 0; d < c->layout.head_dim; d += PIECE) {
-        int64_t n = pyr_min(PIECE, c->layout.head_dim - d);
-        size_t skip = pyr_dtype_bytes(dtype, d);
-        uint8_t *to = pyr_cpu_row_at(c->lane, bytes, row, what) + skip;
-        float count = 1;
-        c->k->to_f32(sum, to, dtype, n);
-        for (int32_t loser = first; loser >= 0; loser = c->links[loser], count++) {
-          c->k->to_f32(more, pyr_cpu_row_at(c->lane, bytes, loser, what) + skip, dtype, n);
-          for (int64_t j = 0; j < n; j++) sum[j] += more[j];
-        }
-        for (int64_t j = 0; j < n; j++) sum[j] /= count;
-        c->k->from_f32(to, dtype, sum, n);
+    for (int what = PYR_PLANE_K; what <= PYR_PLANE_V && first >= 0; what++) {
+      float count = 1;
+      pyr_cpu_get_row(c->k, sum, c->lane, c->layout, row, (pyr_plane)what);
+      for (int32_t loser = first; loser >= 0; loser = c->links[loser], count++) {
+        pyr_cpu_get_row(c->k, more, c->lane, c->layout, loser, (pyr_plane)what);
+        for (int64_t j = 0; j < d; j++) sum[j] += more[j];
       }
+      for (int64_t j = 0; j < d; j++) sum[j] /= count;
+      pyr_cpu_set_row(c->k, c->lane, c->layout, row, (pyr_plane)what, sum);
+    }
   }
 }
 

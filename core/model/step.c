@@ -47,7 +47,8 @@ typedef struct pyr_decode {
                                       holds, and the most pages that it reads of a lane */
   pyr_reading *readings;           /* host [reading] */
   pyr_lane_view *picked;           /* host [reading * kv_heads] what they read; of each */
-  void **picked_pages;             /* … host [pages] and … */
+  void **picked_pages;             /* … host [pages], */
+  uint8_t *picked_packed;          /* … host [pages] and … */
   int32_t *picked_positions;       /* … backend memory [pages * PYR_PAGE_ROWS] */
   const float **digests;           /* host [reading * kv_heads] */
   pyr_digests_of *digesting;       /* host [kv_heads] */
@@ -69,7 +70,9 @@ static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int c
     if (caches[i]->pool->model != pool->model)
       return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
                                    "sequence %d of the step belongs to another model", i + 1);
-    if (caches[i]->pool->layout.dtype != pool->layout.dtype)
+    pyr_layout layout = caches[i]->pool->layout;
+    if (layout.dtype != pool->layout.dtype || layout.k != pool->layout.k
+        || layout.v != pool->layout.v)
       return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
                                    "sequence %d of the step has another cache dtype", i + 1);
     if (!same_tiers(caches[i], caches[0]))
@@ -128,6 +131,7 @@ static void step_layout_host(pyr_decode *d, bool samples, pyr_arena *host) {
   PYR_PART(host, d->readings, d->reading);
   PYR_PART(host, d->picked, d->reading * heads);
   PYR_PART(host, d->picked_pages, d->reading * heads * d->pages);
+  PYR_PART(host, d->picked_packed, d->reading * heads * d->pages);
   PYR_PART(host, d->digests, d->reading * heads);
   PYR_PART(host, d->digesting, d->reading > 0 ? heads : 0);
   PYR_PART(host, d->lower, tiers ? d->tokens : 0);
@@ -337,7 +341,8 @@ static pyr_status step_pick_pages(pyr_decode *d, int layer) {
       int64_t at = (first + head) * d->pages;
       d->digests[first + head] = pyr_cache_lane(cache, layer, head)->digests.values;
       d->picked[first + head] = (pyr_lane_view){
-        .pages = d->picked_pages + at, .positions = d->picked_positions + at * PYR_PAGE_ROWS };
+        .pages = d->picked_pages + at, .positions = d->picked_positions + at * PYR_PAGE_ROWS,
+        .packed = d->picked_packed + at };
     }
     d->readings[n++] = (pyr_reading){ .lanes = a->lanes, .digests = d->digests + first,
                                       .out = d->picked + first, .q = a->q, .q_pos = a->q_pos,
@@ -512,6 +517,7 @@ static pyr_status step_once(pyr_cache *const *caches, const int32_t *ids, int co
   for (int i = 0; i < count && s == PYR_OK; i++) {
     pyr_cache_rows_changed(caches[i]);
     pyr_cache_slide(caches[i]);
+    pyr_cache_pack(caches[i]);
   }
   if (s == PYR_OK && samplers)
     s = pyr_sample_batch_pick(&d.samples, pool->be, samplers, d.f.logits, vocab, count, picks);

@@ -79,7 +79,7 @@ local Cache = core.cache_methods
 ---@field tostring fun(self: pyramid.Logits): string    packed f32, as the machine has them
 ---@field [integer] number
 
-local cache_keys = { policy = "any", dtype = "string", budget = "integer|string",
+local cache_keys = { policy = "any", dtype = "string|table", budget = "integer|string",
   policy_seconds = "number", trace = "function", sessions = "string|table", tiers = "table",
   pressure = "string" }
 local tier_keys = { dtype = "string", file = "string", bytes = "integer|string", rows = "integer" }
@@ -88,9 +88,12 @@ local tier_names = { "hot", "warm", "cold" }
 -- What caches share with a store (pyramid.SessionUse), by cache.
 local sharing = setmetatable({}, { __mode = "k" })
 
---- How rows can be stored, and the bytes of a value then.
-cache.dtypes, cache.value_bytes = dtypes.rows, {}
-for _, name in ipairs(dtypes.rows) do cache.value_bytes[name] = dtypes.value_bytes[name] end
+--- How rows can be stored.
+cache.dtypes = table.move(dtypes.rows, 1, #dtypes.rows, 1, {})
+
+-- Of pages that are packed: bits of a value. 8 go by the name of the dtype that has as many.
+local packed_bits = { q8_0 = 8, q4 = 4, q3 = 3, q2 = 2 }
+for _, name in ipairs { "q4", "q3", "q2" } do table.insert(cache.dtypes, name) end
 
 ---The names of the dtypes, as messages say them.
 ---@return string
@@ -100,9 +103,74 @@ function cache.known_dtypes()
   return table.concat(names, ", ")
 end
 
+---How rows are stored: those of plain pages, and what K and V of packed pages are packed to; nil:
+---as in plain ones.
+---@class pyramid.RowFormat
+---@field plain string
+---@field k? "q8_0"|"q4"|"q3"|"q2"
+---@field v? "q8_0"|"q4"|"q3"|"q2"
+
+local function halves(text)
+  local of = {}
+  for key, name in text:gmatch "([kv])=([%w_]+)" do of[key] = name end
+  return text:find "^[kv]=[%w_]+,[kv]=[%w_]+$" and of.k and of.v and of or nil
+end
+
+---What a cache's `dtype` asks for: a name, "k=NAME,v=NAME", or a table of both. "f16" is as plain
+---as it says; "q4" is { k = "q4", v = "q4" } over f16. Of a pair one may be plain.
+---@param dtype? string|table
+---@return pyramid.RowFormat?
+---@return string? message
+function cache.row_format(dtype)
+  dtype = dtype or "f16"
+  if type(dtype) == "string" then
+    dtype = dtype:find("=", 1, true) and halves(dtype) or { k = dtype, v = dtype, name = dtype }
+  end
+  for key, name in pairs(dtype) do
+    if key ~= "k" and key ~= "v" and key ~= "name" then
+      return nil, ("unknown key '%s' of dtype (known: k, v)"):format(tostring(key))
+    end
+    local known = false
+    for _, one in ipairs(cache.dtypes) do known = known or one == name end
+    if not known then
+      return nil, ("unknown dtype '%s' (known: %s)"):format(tostring(name), cache.known_dtypes())
+    end
+  end
+  local k, v = dtype.k, dtype.v
+  if not (k and v) then return nil, "dtype: give both k and v" end
+  if k == v and not (packed_bits[k] and k ~= "q8_0") then return { plain = k } end
+  local plain = not packed_bits[k] and k or not packed_bits[v] and v or "f16"
+  if not packed_bits[k] and not packed_bits[v] then
+    return nil, ("dtype: one of k = %s and v = %s must be q8_0, q4, q3 or q2"):format(k, v)
+  end
+  return { plain = plain, k = packed_bits[k] and k or nil, v = packed_bits[v] and v or nil }
+end
+
+---A name for a format, the same for all ways to ask for it: "f16", or "f16,k=q4,v=q4".
+---@param format pyramid.RowFormat
+---@return string
+function cache.format_name(format)
+  if not (format.k or format.v) then return format.plain end
+  return ("%s,k=%s,v=%s"):format(format.plain, format.k or format.plain, format.v or format.plain)
+end
+
+---Bytes that a value takes on average over keys and values, without a row's scale.
+---@param dtype? string|table
+---@return number? bytes
+---@return string? message
+function cache.bytes_of_value(dtype)
+  local format, message = cache.row_format(dtype)
+  if not format then return nil, message end
+  local plain = dtypes.value_bytes[format.plain]
+  local k, v = packed_bits[format.k], packed_bits[format.v]
+  return ((k and k / 8 or plain) + (v and v / 8 or plain)) / 2
+end
+
 ---@class pyramid.CacheOptions
 ---@field policy? pyramid.PolicyLike
----@field dtype? "f16"|"f32"|"bf16"|"q8_0"|"fp8_e4m3"
+---@field dtype? "f16"|"f32"|"bf16"|"q8_0"|"fp8_e4m3"|"q4"|"q3"|"q2"|{ k: string, v: string }
+---  q4, q3 and q2: pages are packed to so many bits a value once they are full, but for the first
+---  and the newest of each head; k and v may differ, as in { k = "q8_0", v = "q4" }
 ---@field budget? integer|string   bytes, or "512 MiB"
 ---@field tiers? table<pyramid.TierName, string|pyramid.Tier>
 ---  where rows may lie: { hot = "f16", warm = "q8_0", cold = { dtype = "q8_0", file = PATH, bytes =
@@ -188,7 +256,9 @@ local function tiers_of(what, given)
 end
 
 local function check_dtype(what, dtype)
-  if cache.value_bytes[dtype] then return dtype end
+  for _, name in ipairs(dtypes.rows) do
+    if name == dtype then return dtype end
+  end
   error(("%s: unknown dtype '%s' (known: %s)"):format(what, dtype, cache.known_dtypes()), 4)
 end
 
@@ -240,19 +310,25 @@ function cache.prepare(what, model, given)
     error(what .. ": policy_seconds must be 0 or more", 3)
   end
   local tiers = tiers_of(what, given)
-  local dtype = check_dtype(what, tiers.hot and tiers.hot.dtype or given.dtype or "f16")
   if given.sessions and (tiers.warm or tiers.cold) then
     error(what .. ": sessions store caches of one tier; leave `tiers` or `sessions` out", 3)
+  end
+  local format, fault = cache.row_format(tiers.hot and tiers.hot.dtype or given.dtype)
+  if not format then error(("%s: %s"):format(what, fault), 3) end
+  if (format.k or format.v) and (tiers.warm or tiers.cold) then
+    error(what .. ": rows of q4, q3 or q2 lie in one tier; leave `tiers` out, or store the hot tier "
+      .. "otherwise", 3)
   end
   if given.sessions then
     store, message, code = sessions.of(given.sessions)
     if not store then return nil, message, code end
   end
   local pool
-  pool, message, code = core.pool(model:native(), dtype, options.bytes(what, given.budget, 3))
+  pool, message, code = core.pool(model:native(), format.plain,
+    options.bytes(what, given.budget, 3), format.k, format.v)
   if not pool then return nil, message, code end
   local ok
-  ok, message, code = add_tiers(pool, what, given, tiers, dtype)
+  ok, message, code = add_tiers(pool, what, given, tiers, format.plain)
   if not ok then
     pool:close()
     return nil, message, code
@@ -261,7 +337,8 @@ function cache.prepare(what, model, given)
   return pool, bound, { seconds = seconds, fn = given.trace and function(record)
     record.model = described
     given.trace(record)
-  end, store = store, policy = found, dtype = dtype }
+  end, store = store, policy = found,
+    dtype = cache.format_name(format) }
 end
 
 ---A cache in a pool, new or from a file.

@@ -20,7 +20,7 @@ end
 -- header.
 local rank = {
   pyramid = 0, ["base/plain"] = 0, ["base/fingerprint"] = 0, ["base/arena"] = 0,
-  ["base/disk"] = 0.5, ["base/versioned"] = 0.5,
+  ["base/disk"] = 0.5, ["base/versioned"] = 0.5, ["base/rowbits"] = 1.5,
   ["base/tensor"] = 1, ["base/dtype"] = 1, ["base/runtime"] = 1, ["sample/sample_math"] = 1,
   ["backend/op_args"] = 2, ["backend/digest_args"] = 2.5,
   ["backend/backend"] = 3, ["base/unicode"] = 3,
@@ -36,7 +36,7 @@ local rank = {
   ["backend/open"] = 5, ["model/convert"] = 5, ["model/model"] = 5, ["sample/sample_batch"] = 5,
   ["cache/cache"] = 6,
   ["cache/undo"] = 7, ["cache/check"] = 7, ["cache/truncate"] = 7, ["cache/slide"] = 7,
-  ["cache/tiers"] = 7, ["cache/trial"] = 7,
+  ["cache/tiers"] = 7, ["cache/trial"] = 7, ["cache/pack"] = 7,
   ["policy/query_stats"] = 7, ["policy/split"] = 7,
   ["policy/score"] = 8, ["policy/policy"] = 9, ["policy/track"] = 9, ["policy/trace"] = 9,
   ["policy/observe"] = 10,
@@ -46,7 +46,8 @@ local rank = {
 }
 
 local kernels_may = { pyramid = true, ["base/tensor"] = true, ["base/dtype"] = true,
-  ["base/runtime"] = true, ["backend/backend"] = true, ["sample/sample_math"] = true }
+  ["base/rowbits"] = true, ["base/runtime"] = true, ["backend/backend"] = true,
+  ["sample/sample_math"] = true }
 local binding_may = { pyramid = true, ["base/plain"] = true, ["base/disk"] = true,
   ["model/convert"] = true, ["base/versioned"] = true, ["grammar/api"] = true }
 local outside = {            -- the program's own

@@ -13,7 +13,8 @@
  * blocks.
  *
  *   lane    { pages = bytes, positions = ints, history = floats | nil, born = ints | nil }; pages
- *           of pyr_page_bytes one after the other, wide ones where there is `born`
+ *           of pyr_page_bytes one after the other, wide ones where there is `born`; and `packed`,
+ *           `frame` where some are packed, in the bits that layout's k and v name
  *   layout { dtype = "f16", head_dim = 64, heads = 8, kv_heads = 2, scale = 0.125 } (what a call
  *   has no use for, left out)
  *   weighting, track   { queries, ramp, due, threshold, every, decay, max }
@@ -21,6 +22,7 @@
 #include "lauxpyr.h"
 #include "backend/backend.h"
 #include "base/dtype.h"
+#include "base/rowbits.h"
 #include "sample/sample_batch.h"
 
 #include <stdbool.h>
@@ -97,6 +99,8 @@ static int ops_from_f32(lua_State *L) {
   lua_pushlstring(L, out, size);
   return 1;
 }
+
+#include "lops_bits.inc"
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
@@ -497,8 +501,8 @@ static int ops_store(lua_State *L) {
   return 1;
 }
 
-/* gather(runtime, layout, lanes, idx [, pages]) -> lanes; pages: of each lane, gathered into these,
- * with positions and history of their own, instead of in place */
+/* gather(runtime, layout, lanes, idx [, pages [, packed]]) -> lanes; pages: of each lane, gathered
+ * into these, with positions and history of their own, instead of in place; packed: their kinds */
 static int ops_gather(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
@@ -515,10 +519,15 @@ static int ops_gather(lua_State *L) {
     src[i] = dst[i] = check_lane(L, be, lua_gettop(L), l.layout);
     if (src[i].rows > work.rows) work.rows = src[i].rows;
     if (lua_isnoneornil(L, 5)) continue;
-    lua_createtable(L, 0, 1);
+    lua_createtable(L, 0, 2);
     lua_pushvalue(L, 5);
     lua_setfield(L, -2, "pages");
+    if (!lua_isnoneornil(L, 6)) {
+      lua_pushvalue(L, 6);
+      lua_setfield(L, -2, "packed");
+    }
     dst[i] = check_lane(L, be, lua_gettop(L), l.layout);
+    dst[i].frame = src[i].frame;
     dst[i].positions = new_ints(L, be, k);
     dst[i].history = src[i].history ? new_floats(L, be, k) : NULL;
   }
@@ -1148,6 +1157,8 @@ int luaopen_pyramid_specs(lua_State *L) {
   static const luaL_Reg functions[] = {
     { "floats", ops_floats }, { "ints", ops_ints }, { "numbers", ops_numbers },
         { "to_f32", ops_to_f32 },
+    { "frame", ops_frame }, { "pack_row", ops_pack_row }, { "unpack_row", ops_unpack_row },
+    { "frame_query", ops_frame_query },
     { "from_f32", ops_from_f32 }, { "alloc", ops_alloc }, { "reserve", ops_reserve },
         { "embed", ops_embed },
     { "norm", ops_norm }, { "linear", ops_linear }, { "mlp", ops_mlp }, { "rope", ops_rope },

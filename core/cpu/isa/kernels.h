@@ -14,6 +14,7 @@
 #define PYR_CPU_KERNELS_H
 
 #include "base/dtype.h"
+#include "base/rowbits.h"
 
 /* A head_dim of 90 takes 96 floats where PYR_PAD counts, and 92 where PYR_UNIT does. */
 enum {
@@ -167,6 +168,8 @@ typedef struct pyr_kv_block {
   float *scores;                 /* NULL, or [heads][ld] where the scores are to be kept, too */
   int64_t ld;
   int heads, dims;
+  const float *shift;            /* [heads] is added to a head's scores before they are bent; NULL:
+                                    nothing */
   const pyr_bend *bend;          /* NULL, or what becomes of scores before they are kept: its cap,
                                     slopes [heads], and column [PYR_KV_BLOCK], where the scored
                                     rows lie from the query */
@@ -233,6 +236,12 @@ typedef struct pyr_kernels {
    * are, more are better served from f32. */
   void (*kv_block)(const pyr_kv_block *s, const pyr_piece *scored, const pyr_piece *mixed,
                  pyr_dtype dtype);
+  /* The same of packed rows (base/rowbits.h), in two calls: the first scores them, the second, with
+   * the same rows, mixes their values in. `bits` of each quarter; dims are not padded, and a
+   * multiple of 4 * `lanes`. */
+  void (*score_bits)(const pyr_kv_block *s, const pyr_piece *scored, const uint8_t *bits);
+  void (*mix_bits)(const pyr_kv_block *s, const pyr_piece *mixed, const uint8_t *bits);
+  int lanes;                     /* values of a vector */
   /* out[j] = q . row j; out += sum over j of p[j] * row j: rows of `dims` f32, a multiple of
    * PYR_PAD, that follow each other */
   void (*dots)(float *out, const float *q, const float *rows, int64_t count, int dims);

@@ -166,8 +166,12 @@ end
 ---@param parser table
 function cli.add_cache_dtype(parser)
   option(parser, "--cache-dtype", "DTYPE",
-    ("How rows are stored: %s."):format(table.concat(caches.dtypes, ", ")),
-      { default = "f16", choices = caches.dtypes })
+    ("How rows are stored: %s; or K and V apart, as k=q8_0,v=q4."):format(
+      table.concat(caches.dtypes, ", ")), { default = "f16" }):convert(function(text)
+    local format, message = caches.row_format(text)
+    if format then return text end
+    return nil, message
+  end)
 end
 
 -- "hot=f16,warm=q8_0:64 MiB,cold=q8_0:1GiB@FILE": nil and what is wrong, or tiers.

@@ -210,14 +210,13 @@ end
 ---@param config pyramid.Config
 ---@param which pyramid.Policy
 ---@param tokens integer
----@param dtype string?  of the cache: "f32", "f16" (default), "bf16", "q8_0", "fp8_e4m3"
+---@param dtype string?  of the cache: "f32", "f16" (default), "bf16", "q8_0", "fp8_e4m3", "q4", …
 ---@return pyramid.Forecast
 function inspect.policy(config, which, tokens, dtype)
   local _ <close> = core.plain_locale()
   dtype = dtype or "f16"
-  local unit = caches.value_bytes[dtype]
-    or error(("inspect.policy: dtype '%s' (known: %s)"):format(tostring(dtype),
-      caches.known_dtypes()), 2)
+  local unit, unknown = caches.bytes_of_value(dtype)
+  if not unit then error("inspect.policy: " .. unknown, 2) end
   tokens = options.whole(tokens)
   if math.type(tokens) ~= "integer" or tokens < 1 then
     error("inspect.policy: length must be a positive integer", 2)
