@@ -256,10 +256,49 @@ static int report(lua_State *L) {
   return 1;
 }
 
+/* Pushes the chunk of the script of that name, or a message. */
+static int load_script(lua_State *L, int roots, const char *name) {
+  const char *path = push_script_path(L, roots, name);
+  if (path) return luaL_loadfilex(L, path, "t");
+  const pyr_bundle_entry *e = find_bundled(name);
+  if (e) return luaL_loadbufferx(L, e->text, e->length, e->chunk, "t");
+  push_listing(L, roots, 0);
+  lua_pushfstring(L, "there is no script '%s' (known: %s)", name, lua_tostring(L, -1));
+  return LUA_ERRFILE;
+}
+
+/* The module pyramid.scripts: list() -> summaries by name; load(name) -> the chunk, or nil and a
+ * message. */
+static int scripts_list(lua_State *L) {
+  lua_settop(L, 0);
+  lua_pushvalue(L, lua_upvalueindex(1));
+  push_scripts(L, 1);
+  return 1;
+}
+
+static int scripts_load(lua_State *L) {
+  const char *name = luaL_checkstring(L, 1);
+  lua_settop(L, 1);
+  lua_pushvalue(L, lua_upvalueindex(1));
+  if (load_script(L, 2, name) == LUA_OK) return 1;
+  luaL_pushfail(L);
+  lua_insert(L, -2);
+  return 2;
+}
+
+static int open_scripts(lua_State *L) {
+  static const luaL_Reg functions[] = { { "list", scripts_list }, { "load", scripts_load },
+                                        { NULL, NULL } };
+  lua_newtable(L);
+  lua_pushvalue(L, lua_upvalueindex(1));
+  luaL_setfuncs(L, functions, 1);
+  return 1;
+}
+
 /* Loads what argv[1] names. Returns LUA_OK and pushes the chunk, or pushes a message. *script is
  * its index in argv. */
 static int load_named(lua_State *L, char **argv, int argc, int roots, int *script) {
-  const char *name = argv[1], *path;
+  const char *name = argv[1];
   *script = 1;
   if (strcmp(name, "-e") == 0) {
     if (argc < 3) {
@@ -285,12 +324,7 @@ static int load_named(lua_State *L, char **argv, int argc, int roots, int *scrip
   }
   lua_pushfstring(L, "pyramid %s", name);         /* what an argument parser calls the script */
   set_arg(L, argv, argc, 1, lua_tostring(L, -1));
-  if ((path = push_script_path(L, roots, name)) != NULL) return luaL_loadfilex(L, path, "t");
-  const pyr_bundle_entry *e = find_bundled(name);
-  if (e) return luaL_loadbufferx(L, e->text, e->length, e->chunk, "t");
-  push_listing(L, roots, 0);
-  lua_pushfstring(L, "there is no script '%s' (known: %s)", name, lua_tostring(L, -1));
-  return LUA_ERRFILE;
+  return load_script(L, roots, name);
 }
 
 /* ---- interrupts ------------------------------------------------------------------------------ */
@@ -374,6 +408,9 @@ static int run(lua_State *L) {
   lua_pushvalue(L, roots);
   lua_pushcclosure(L, return_upvalue, 1);
   lua_setfield(L, -2, "pyramid.paths");
+  lua_pushvalue(L, roots);
+  lua_pushcclosure(L, open_scripts, 1);
+  lua_setfield(L, -2, "pyramid.scripts");
   pyr_lua_preload(L, 1);
   preload_cjson(L);
   lua_pushcfunction(L, pyr_luaopen_probe);

@@ -22,6 +22,10 @@ core.plain_locale()
 
 local cli = {}
 
+--- Set by who wants to know a script's options and not to run it: is told the parser, and raises.
+---@type fun(parser: table)?
+cli.on_parser = nil
+
 cli.default_model = "models/tiny"
 
 local program = arg and arg[0] or "pyramid"   -- "pyramid generate"
@@ -343,6 +347,7 @@ end
 ---@param words string[]
 ---@return table
 function cli.parse(parser, words)
+  if cli.on_parser then cli.on_parser(parser) end
   return parser:parse(join(words))
 end
 

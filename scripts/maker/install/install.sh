@@ -73,6 +73,20 @@ filled scripts/maker/install/pyramid-lua.pc.in lib/pkgconfig/pyramid-lua.pc
 filled scripts/maker/install/PyramidConfig.cmake.in lib/cmake/Pyramid/PyramidConfig.cmake
 filled scripts/maker/install/PyramidConfigVersion.cmake.in lib/cmake/Pyramid/PyramidConfigVersion.cmake
 
+# Manual pages and completions are made by the program that was built for this machine; where it
+# cannot run (a build for another), they are left out.
+made=$(mktemp -d)
+trap 'rm -rf "$listed" "$made"' EXIT
+if PYRAMID_PATH= "$build/pyramid" man --folder "$made" 2>/dev/null; then
+  for page in "$made"/*.1; do file 644 "$page" "share/man/man1/$(basename "$page")"; done
+  "$build/pyramid" completion bash >"$made/bash"
+  "$build/pyramid" completion zsh >"$made/zsh"
+  "$build/pyramid" completion fish >"$made/fish"
+  file 644 "$made/bash" share/bash-completion/completions/pyramid
+  file 644 "$made/zsh" share/zsh/site-functions/_pyramid
+  file 644 "$made/fish" share/fish/vendor_completions.d/pyramid.fish
+fi
+
 # What people read: documents, examples, policies, and the Lua modules with their annotations.
 # Nothing of it is needed to run.
 for path in README.md CHANGELOG.md CONTRIBUTING.md LICENSE policies/*.lua policies/*.md \
