@@ -66,6 +66,7 @@ local function read_on(cache, ids, at)
   return cache:verify(table.move(ids, at + 1, at + count, 1, {}))
 end
 
+---What `model:score` gives.
 ---@param model pyramid.Model
 ---@param prompt string|integer[]
 ---@param continuation string|integer[]

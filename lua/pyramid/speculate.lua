@@ -36,6 +36,9 @@ end
 local Clock = {}
 Clock.__index = Clock
 
+---A pass of so many ids took so long.
+---@param n integer
+---@param seconds number
 function Clock:add(n, seconds)
   local known = self[n]
   self[n] = known and known + 0.3 * (seconds - known) or seconds
@@ -45,6 +48,9 @@ function Clock:add(n, seconds)
   end
 end
 
+---What a pass of so many ids takes, about.
+---@param n integer
+---@return number seconds
 function Clock:of(n)
   return self[n] or self[1] + (self.slope or 0.2 * self[1]) * (n - 1)
 end
@@ -172,6 +178,7 @@ end
 ---@param seconds number
 function Drafter:took(n, seconds) self.clock:add(n, seconds) end
 
+---Closes the draft model's cache, if there is one.
 function Drafter:close()
   if self.cache then self.cache:close() end
 end
