@@ -113,7 +113,7 @@ describe("what C holds", function()
     local cache = assert(core.cache(model:native(), pool,
       { name = "odd", { [1] = io.stdout, [2] = pool },
       prefill = function(_, _, _, _, rows) return rows - 1, 0, 0, 0, 1, program, 0, 0, nil,
-        0 end }))
+        0, nil, nil, nil, 0 end }))
     local _, message, code = cache:read_ids({ 1, 2, 3, 4, 5, 6 }, false, true)
     assert.equal("policy", code)
     assert.matches("a table that the policy does not have", message)

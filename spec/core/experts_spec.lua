@@ -144,11 +144,11 @@ describe("a layer with experts", function()
     local pool, all = assert(core.pool(model, "f32", 0)), {}
     local cache, other = assert(core.cache(model, pool)), assert(core.cache(model, pool))
     local function add(logits) table.move(logits:totable(), 1, VOCAB, #all + 1, all) end
-    for _, logits in ipairs(assert(cache:read(table.move(ids, 1, 8, 1, {}), true))) do
+    for _, logits in ipairs(assert(cache:read_ids(table.move(ids, 1, 8, 1, {}), true))) do
       add(logits)
     end
     add(assert(cache:step(ids[9])))
-    assert(other:read { 3, 1 })
+    assert(other:read_ids { 3, 1 })
     for _, logits in ipairs(assert(core.step({ cache, other }, { 5, 7 }))) do add(logits) end
     cache:close()
     other:close()

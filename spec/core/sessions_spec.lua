@@ -331,7 +331,7 @@ describe("a store of sessions", function()
     assert.error_matches(function()
       local cache <close> = assert(tiny:cache())
       tiny:generate("x", { cache = cache, sessions = folder })
-    end, "has its own policy, dtype, budget, policy_seconds, trace and sessions")
+    end, "has its own policy, dtype, budget, policy_seconds, tiers, pressure, trace and sessions")
     local cache <close> = assert(tiny:cache())
     assert(cache:prefill(prompt(1, 40)))
     local path = folder .. "/saved"

@@ -120,7 +120,7 @@ describe("the guide", function()
       assert.truthy(guide:find("`" .. field .. "`", 1, true), "a layer's " .. field)
     end
     local inner = { is = true, is_signal = true, program = true, anchor = true,
-      hold = true }
+      hold = true, digest = true, queries = true }
     for name in pairs(score) do
       assert.truthy(inner[name] or guide:find("score." .. name, 1, true),
         ("score.%s is not told of"):format(name))

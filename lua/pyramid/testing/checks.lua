@@ -100,6 +100,9 @@ local function walk(config, prompt, past, ask)
     if plan.prune ~= "cache" then alive = left[1] - past end
     local trigger = ask("trigger", shape(math.max(table.unpack(lanes)), tokens), lanes)
     if prepared then ask("rests", shape(past + alive, tokens), lanes, plan, trigger) end
+    if not trigger then
+      ask("reads", shape(math.max(table.unpack(lanes)), tokens), lanes, { window = 0 })
+    end
     local unjudged = trigger and trigger.window or 0
     for _ = 1, 3 do
       local longest = math.max(table.unpack(lanes))
@@ -137,6 +140,10 @@ local function check_plans(report, p, all, what)
     local again = plans.asker(p, true)
     walk(config, prompt, past, function(kind, l, lanes, trigger, tracked)
       if kind == "rests" then return asker:rests(l, trigger, tracked) end
+      if kind == "reads" then                   -- without a trigger, `decode` says what steps read
+        if not p.definition.decode or p.definition.trigger then return nil end
+        kind = "decode"
+      end
       local shown = copy(l)
       local given, twice = asker[kind](asker, l, trigger), again[kind](again, l, trigger)
       local text, text_of_twice = text_of(given), text_of(twice)

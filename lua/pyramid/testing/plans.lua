@@ -179,6 +179,11 @@ local function read_plan(self, name, l, plan)
   out.share, out.mass, out.above = plan.share or "layer", plan.mass or 0, plan.above
   out.prune = name == "prefill" and plan.prune or "cache"
   out.least, out.compact = math.tointeger(plan.least or 0), plan.rotate == "compact"
+  if plan.read then                                         -- which rows are held is the same
+    local edges = plan.read.guard or {}
+    out.read = { rows = plan.read.rows, by = score.digest(plan.read.by), first = edges.first,
+      last = edges.last }
+  end
   if plan.merge then out.threshold = plan.merge == true and -1 or plan.merge.threshold end
   if plan.score then
     out.program = score.program(plan.score)
