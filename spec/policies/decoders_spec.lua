@@ -295,8 +295,8 @@ for _, fixture in ipairs(fixtures) do
       end
       -- What passes look at is held to kvpress, in spec/policies/kvzip_spec.lua.
       for _, name in ipairs(full[fixture] and {} or turn) do
-        -- GPT-Neo does not scale its scores: what 512 positions are expected to give is, but for one
-        -- row, less than the least f32, where the simulation's float64 still ranks it.
+        -- GPT-Neo does not scale its scores: what 512 positions are expected to give is, but for
+        -- one row, less than the least f32, where the simulation's float64 still ranks it.
         local vanishes = fixture == "gpt-neo" and name == "expected_attention"
         if not squeezed[name].definition.prepare and not vanishes then
           assert_simulated(fixture, squeezed[name], 20, 8)

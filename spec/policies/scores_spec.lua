@@ -517,8 +517,10 @@ describe("scores at work", function()
       local object = name == "CUSTOM" and { custom } or maps[name] or vector { 1, 2, 3 }
       local why
       local cache <close> = assert(core.cache(model:native(), pool, { { [1] = object },
-        name = "named", prefill = function() return 10, 1, 2, 0, 1, program, 0, 0, nil, 0, nil, nil, nil, 0
-      end }))
+        name = "named",
+        prefill = function()
+          return 10, 1, 2, 0, 1, program, 0, 0, nil, 0, nil, nil, nil, 0
+        end }))
       cache:tell(function(record) why = record.why end)
       return cache:read_ids(prompt(40), false, true) and why
     end
@@ -561,8 +563,8 @@ describe("scores at work", function()
       local program = draw()
       local bound = { { function(lane) return lane.positions end }, name = "fuzz",
         prefill = function()
-        return 10, 1, 2, math.random(0, 2), 1, program, 0, math.random(0, 1) * 0.5, nil, 0, nil, nil,
-          nil, 0
+        return 10, 1, 2, math.random(0, 2), 1, program, 0, math.random(0, 1) * 0.5, nil, 0, nil,
+          nil, nil, 0
       end }
       bound[1] = { [3] = vector { 1, 2, 3 }, [7] = vector { { 1, 2 } },
         [5] = { function(lane) return lane.positions end, "a", "b", "c" } }
