@@ -828,8 +828,8 @@ size_t pyr_cache_tier_bytes(const pyr_cache *cache, pyr_tier tier);
 int pyr_cache_has_tier(const pyr_cache *cache, pyr_tier tier);
 /* Brings rows of lower tiers back to the hot one: of each lane the `rows` of them that the score
  * ranks highest, ties to the warmer tier and the lower row; fewer where there are fewer. The score
- * may look at rows, at tables, and at what a probe gave to them. Values are not rounded again. All
- * or nothing. */
+ * may look at rows and at tables; attention and probes are of hot rows, and refused. Values are not
+ * rounded again. All or nothing. */
 pyr_status pyr_cache_promote(pyr_cache *cache, const pyr_score *score, int64_t rows);
 /* rows held in all tiers / (lanes * tokens); 1 for an empty cache */
 double pyr_cache_fraction(const pyr_cache *cache);

@@ -10,11 +10,9 @@
  * it like any. It lay in fewer bits for a while, and is what they say: nothing is gained but that a
  * policy sees it, and that it is read where reading is fastest.
  *
- * Use: probe with the tokens of a question, and bring up what they look at (ArkVale, NeurIPS
- * 2024, recalls so page by page):
- *
- *     probe       each row, of every tier, is given a number; the question leaves no rows
- *     promote     by PYR_S_PROBED; then the question is read, and answered from mostly hot rows
+ * What a probe or attention gives is not known of lower rows: histories and probes are of the hot
+ * tier's alone, so scores of those are refused. ArkVale (NeurIPS 2024) recalls by what a query
+ * looks at, page by page; for that, rows below would have to be probed, too.
  *
  * What a score makes of all candidates together (a sum, a softmax) it makes tier by tier. Where all
  * lanes of a layer were equally long, each gets as many, so that they stay so: the fewest that one
@@ -61,8 +59,7 @@ static pyr_status check(const pyr_cache *cache, const pyr_score *score, int64_t 
   if (!fault) fault = pyr_score_refused(score, cache, false, cache->below->probed != NULL, &none);
   for (int i = 0; i < score->length && !fault; i++)
     if (pyr_signal_is_attention(&score->ops[i]) || pyr_signal_is_history(&score->ops[i]))
-      fault = "asks for attention, which is not tracked of rows of lower tiers (probe, and rank by "
-        "what it found)";
+      fault = "asks for attention, which is not tracked of rows of lower tiers";
   if (!fault) return PYR_OK;
   return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT, "promote: the score %s", fault);
 }

@@ -502,11 +502,10 @@ function Cache:evict(which)
 end
 
 ---Brings rows of lower tiers back to the hot one: of each lane the `rows` that the score ranks
----highest. The score may look at rows, tables of the policy's, and what a probe gave
----(score.probed()): so `cache:probe(question, score.attention {…})` and then `cache:promote { by =
----score.probed(), rows = 64 }` bring back what a question looks at. Values are not rounded again,
----and only the place of a row changes: what is computed does not, but for the dtype. On any failure
----nothing changes.
+---highest. The score may look at rows (norms, positions, keys) and at tables of the policy's; rows
+---of lower tiers have no attention or probe of their own so far, and scores of those are refused.
+---Values are not rounded again, and only the place of a row changes: what is computed does not, but
+---for the dtype. On any failure nothing changes.
 ---@param given { by: pyramid.Score, rows: integer }
 ---@return true?
 ---@return string? message
