@@ -259,7 +259,8 @@ local function check_dtype(what, dtype)
   for _, name in ipairs(dtypes.rows) do
     if name == dtype then return dtype end
   end
-  error(("%s: unknown dtype '%s' (known: %s)"):format(what, dtype, cache.known_dtypes()), 4)
+  error(("%s: a lower tier's dtype is one of %s, not '%s'"):format(what,
+    table.concat(dtypes.rows, ", "), dtype), 4)
 end
 
 -- Gives a pool its lower tiers, and says whether memory that is short moves rows down.

@@ -78,6 +78,10 @@ describe("scripts", function()
       fails("cannot read '%./nonesuch%.lua'", "--policy-file", "nonesuch.lua")
       fails("unknown dtype 'f8' %(known: bf16, f16, f32, fp8_e4m3, q2, q3, q4, q8_0%)",
         "--cache-dtype", "f8")
+      if name == "generate" then
+        fails("a tier's dtype is one of f32, f16, bf16, q8_0, fp8_e4m3, not 'q4'", "--tiers",
+          "hot=f16,warm=q4")
+      end
       fails("'much' is not a size", "--budget", "much")
       fails("'%-1' is not a size", "--budget", "-1")
       fails("'%-%-threads' must be an integer of 0 or more, not '%-2'", "--threads", "-2")

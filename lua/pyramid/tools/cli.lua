@@ -178,6 +178,9 @@ function cli.add_cache_dtype(parser)
   end)
 end
 
+local is_row = {}
+for _, name in ipairs(dtypes.rows) do is_row[name] = true end
+
 -- "hot=f16,warm=q8_0:64 MiB,cold=q8_0:1GiB@FILE": nil and what is wrong, or tiers.
 local function tiers_of(text)
   local tiers = {}
@@ -190,6 +193,10 @@ local function tiers_of(text)
       or (rest ~= "" and not rest:find "^[:@]") then
       return nil, ("--tiers takes TIER=DTYPE[:SIZE][@FILE] for hot, warm and cold, with commas "
         .. "between, not '%s' (dtypes: %s)"):format(part, table.concat(caches.dtypes, ", "))
+    end
+    if not is_row[dtype] then
+      return nil, ("--tiers: a tier's dtype is one of %s, not '%s'"):format(
+        table.concat(dtypes.rows, ", "), dtype)
     end
     tiers[name] = { dtype = dtype, bytes = size ~= "" and size or nil,
       file = file ~= "" and file or nil }
