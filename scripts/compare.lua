@@ -185,8 +185,7 @@ do
     circumstances = rivals.circumstances(model, args), lengths = lengths, modes = modes,
       questions = args.questions, kinds = kinds, documents = args.documents,
         predict = args.predict, seed = args.seed, text = text,
-          cache = { dtype = args.cache_dtype, trace = cli.trace(args), tiers = args.tiers },
-            progress = progress.update })
+          cache = cli.cache_options(args), progress = progress.update })
   if not plan then
     cli.fail(message, code == "questions" and "Give a greater length, or --questions 0."
       or code == "length" and "Give a longer text, or smaller --lengths." or cli.hints[code])

@@ -228,10 +228,7 @@ do
   plan, message, code = eval.plan(model, { variants = variants, tasks = asked, lengths = lengths,
     circumstances = rivals.circumstances(model, args), modes = modes, questions = args.questions,
     per_context = args.per_context, seed = args.seed, text = text, chat = not args.plain,
-    cache = { dtype = args.cache_dtype, trace = cli.trace(args), sessions = cli.sessions(args),
-      tiers = args.tiers },
-    read = read,
-    progress = progress.update })
+    cache = cli.cache_options(args), read = read, progress = progress.update })
   if not plan then
     cli.fail(message, code == "length" and "Give a greater --lengths." or cli.hints[code])
   end

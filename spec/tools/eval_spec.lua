@@ -11,6 +11,7 @@ local noise = require "pyramid.tools.noise"
 local prompt = require "pyramid.tools.eval.prompt"
 local pyramid = require "pyramid"
 local results = require "pyramid.tools.results"
+local rivals = require "pyramid.tools.rivals"
 local shell = require "support.shell"
 
 local tiny = "models/tiny"
@@ -163,6 +164,31 @@ describe("eval", function()
       end
     end
     assert.is_true(compared > 10, compared)
+  end)
+
+  it("measures in the tiers that are asked for, and knows its results by them", function()
+    local plan = plan_of { questions = 2, modes = { "agnostic" }, tasks = { { name = "word" } },
+      variants = variants { given "demote" },
+      cache = { dtype = "f32", tiers = { warm = "f32" } } }
+    local store <close> = store_of()
+    assert(eval.run(plan, model, store))
+    for _, step in ipairs(plan.steps) do
+      local full, demoted = table.unpack(plan.given.variants)
+      local one, other = store:get(eval.key(plan, step, full)),
+        store:get(eval.key(plan, step, demoted))
+      assert.equal(1, other.fraction)                  -- what does not stay hot has not left
+      assert.same(one.answers, other.answers)
+    end
+    local seen = {}
+    for _, args in ipairs { {}, { tiers = { warm = { dtype = "q8_0" } } },
+      { tiers = { warm = { dtype = "f16" } } }, { tiers = { hot = { dtype = "f32" } } },
+      { tiers = { warm = { dtype = "f16", bytes = "1MiB" } } },
+      { tiers = { warm = { dtype = "f16" } }, pressure = "demote" } } do
+      args.cache_dtype = "f16"
+      local circumstances = rivals.circumstances(model, args)
+      assert.is_nil(seen[circumstances])
+      seen[circumstances] = true
+    end
   end)
 
   it("takes an answer's first token from logits after the cut", function()

@@ -521,7 +521,7 @@ end
 
 ---Cache options out of the arguments.
 ---@param args table
----@param chosen pyramid.Policy
+---@param chosen? pyramid.Policy
 ---@return pyramid.CacheOptions
 function cli.cache_options(args, chosen)
   local hot = args.tiers and args.tiers.hot

@@ -47,7 +47,7 @@ local step_cost, answer_cost = 6, 30 * 6
 ---@field predict integer           tokens scored after each context
 ---@field seed integer              the first document, from 0, counted from the first held-out one
 ---@field text { name: string, text: string, windows: integer }?   scored too
----@field cache? { dtype?: string, trace?: fun(record: pyramid.Trace) }
+---@field cache? pyramid.CacheOptions  of every cache, but for its policy
 
 ---@class pyramid.ComparePlan
 ---@field given pyramid.CompareOptions
@@ -179,19 +179,15 @@ end
 
 -- ---- measuring ----------------------------------------------------------------------------------
 
-local function cache_options(plan, variant)
-  local given = plan.given.cache or {}
-  return { policy = variant.policy, dtype = given.dtype, trace = given.trace,
-    tiers = given.tiers }
+local function cache_of(plan, model, variant)
+  return model:cache(engine.cache_options(plan.given.cache, variant))
 end
-
-local function cache_of(plan, model, variant) return model:cache(cache_options(plan, variant)) end
 
 local measures = {}
 
 function measures.recall(plan, model, step, variant)
   local answers, message, code = recall.ask(model, step.case, step.mode,
-    cache_options(plan, variant))
+    engine.cache_options(plan.given.cache, variant))
   if not answers then return nil, message, code end
   local record = { asked = #answers, answers = {}, kinds = {}, fraction = 0, survival = {} }
   for i, answer in ipairs(answers) do

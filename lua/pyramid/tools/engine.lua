@@ -126,6 +126,16 @@ end
 
 -- ---- measuring ----------------------------------------------------------------------------------
 
+---What a variant's caches are made with: what all caches of a run have in common, and its policy.
+---@param given? pyramid.CacheOptions
+---@param variant pyramid.Variant
+---@return pyramid.CacheOptions
+function engine.cache_options(given, variant)
+  local made = { policy = variant.policy }
+  for key, value in pairs(given or {}) do made[key] = value end
+  return made
+end
+
 ---@class pyramid.EngineSteps
 ---@field steps table[]                     each with `cost`, in a unit of their own
 ---@field variants pyramid.Variant[]

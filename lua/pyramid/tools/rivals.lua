@@ -88,6 +88,22 @@ function rivals.store(args, format)
   cli.fail(message, code == "format" and "It is left as it is; give another --out DIR." or nil)
 end
 
+-- "f16", or "hot f16 warm q8_0:64 MiB": what rows are held as; where a tier's file lies makes no
+-- difference.
+local function rows_of(args)
+  local words = {}
+  for _, name in ipairs { "hot", "warm", "cold" } do
+    local tier = (args.tiers or {})[name]
+    if tier then
+      words[#words + 1] = ("%s %s%s"):format(name, tier.dtype, tier.bytes and ":" .. tier.bytes
+        or "")
+    end
+  end
+  if args.pressure then words[#words + 1] = "pressure " .. args.pressure end
+  if not (args.tiers or {}).hot then table.insert(words, 1, args.cache_dtype) end
+  return table.concat(words, " ")
+end
+
 ---What results depend on besides policies and texts. Threads are among it for the sake of times.
 ---@param model pyramid.Model
 ---@param args table
@@ -96,7 +112,7 @@ function rivals.circumstances(model, args)
   local runtime = model:runtime()
   return table.concat({ cli.must(engine.fingerprint(model.path)),
     "weights " .. (args.weights or "as they are"), "precision " .. model.precision,
-      "rows " .. args.cache_dtype, runtime:isa(), runtime:threads() .. " threads",
+      "rows " .. rows_of(args), runtime:isa(), runtime:threads() .. " threads",
         "pyramid " .. core.version }, ", ")
 end
 

@@ -56,8 +56,8 @@ local step_cost = 6
 ---@field seed integer
 ---@field text? string            what haystacks are made of
 ---@field chat? boolean           false: no chat template, also where the model has one
----@field cache? { dtype?: string, trace?: fun(record: pyramid.Trace), sessions?: pyramid.Sessions }
----  with sessions, what an earlier run has read is not read again; seconds are what is left
+---@field cache? pyramid.CacheOptions  of every cache, but for its policy; with sessions, what an
+---  earlier run has read is not read again; seconds are what is left
 ---@field read fun(path: string): string?, string?, string?
 ---@field progress? fun(done: integer, total: integer)
 
@@ -186,9 +186,7 @@ end
 -- ---- measuring ----------------------------------------------------------------------------------
 
 local function new_cache(plan, model, variant)
-  local given = plan.given.cache or {}
-  return model:cache { policy = variant.policy, dtype = given.dtype, trace = given.trace,
-    sessions = given.sessions }
+  return model:cache(engine.cache_options(plan.given.cache, variant))
 end
 
 -- What an answer is worth, as its task says.
