@@ -3,7 +3,7 @@
 
 -- Seconds of processor and bytes that a case may take. Files are of a few hundred KB at most, and
 -- sanitizers cost a factor of three.
-local SECONDS, BYTES = 5, 400 << 20
+local LIMITS = { seconds = 5, bytes = 400 << 20 }
 
 local codes = {}
 for code in ("argument memory budget context io format unsupported policy cancelled device"):gmatch "%a+" do
@@ -18,8 +18,10 @@ local function resident(what)
 end
 
 --- What is wrong with how `target` reads `path`, or nil; and how it ended: "ok", a code, or
---- "raised".
-return function(target, path, base)
+--- "raised". Memory comes before time: where a system is slow to give pages, both are too much, and
+--- memory is why. limits: { seconds, bytes }; those above unless given.
+return function(target, path, base, limits)
+  limits = limits or LIMITS
   local clear = io.open("/proc/self/clear_refs", "w")
   if clear then
     clear:write "5"
@@ -39,7 +41,7 @@ return function(target, path, base)
       return "a message that does not name the file: " .. message, ending
     end
   end
-  if seconds > SECONDS then return ("%.1f seconds"):format(seconds), ending end
-  if bytes > BYTES then return ("%d MB"):format(bytes >> 20), ending end
+  if bytes > limits.bytes then return ("%d MB"):format(bytes >> 20), ending end
+  if seconds > limits.seconds then return ("%.1f seconds"):format(seconds), ending end
   return nil, ending
 end

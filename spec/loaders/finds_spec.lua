@@ -61,11 +61,20 @@ describe("the fuzzer", function()
     assert.truthy(of(nil, "broken", "odd"):find "code odd")
     assert.truthy(judge({ try = function() error "x" end }, path, "base"):find "raised")
     local held
-    assert.truthy(judge({ try = function()
-      held = ("x"):rep(1 << 20):rep(600)   -- at once: a slow one would be found for its seconds
+    local function hold()
+      held = ("x"):rep(64 << 20)
       return true
-    end }, path, "base"):find "MB")
+    end
+    assert.truthy(judge({ try = hold }, path, "base",
+      { seconds = 60, bytes = 16 << 20 }):find "MB")
     assert.truthy(held)
+    local function dawdle()
+      local ends = os.clock() + 0.1
+      repeat until os.clock() > ends
+      return true
+    end
+    assert.truthy(judge({ try = dawdle }, path, "base",
+      { seconds = 0.05, bytes = 400 << 20 }):find "seconds")
     os.remove(path)
   end)
 end)
