@@ -4,6 +4,7 @@
  * Lies below all classes and calls none of them; linit.c, above them, registers them all. */
 #include "lauxpyr.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -24,6 +25,12 @@ int pyr_lua_fail(lua_State *L, const pyr_runtime *rt, pyr_status status) {
   lua_pushstring(L, *message ? message : pyr_status_name(status));
   lua_pushstring(L, pyr_status_name(status));
   return 3;
+}
+
+void pyr_lua_push_hash(lua_State *L, uint64_t hash) {
+  char digits[17];
+  snprintf(digits, sizeof digits, "%016llx", (unsigned long long)hash);
+  lua_pushstring(L, digits);
 }
 
 void pyr_lua_check_keys(lua_State *L, int arg, const char *what, const char *const known[]) {

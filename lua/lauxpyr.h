@@ -111,6 +111,9 @@ void pyr_lua_watch(lua_State *L, const volatile sig_atomic_t *flag);
 void pyr_lua_stop(lua_State *L, lua_Debug *ar);
 int pyr_lua_is_interrupted(lua_State *L);
 
+/* Pushes a 64-bit hash as 16 hexadecimal digits: Lua's integers have a sign. */
+void pyr_lua_push_hash(lua_State *L, uint64_t hash);
+
 /* Raises unless every key of the table at `arg` (nil or none: an empty one) is in `known`, a list
  * that ends with NULL. `what` begins the message: "sampler". */
 void pyr_lua_check_keys(lua_State *L, int arg, const char *what, const char *const known[]);

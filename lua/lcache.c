@@ -35,7 +35,6 @@
 #include "llogits.h"
 #include "lvector.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -574,10 +573,7 @@ static int cache_load_prefix(lua_State *L) {
 }
 
 static int cache_identity(lua_State *L) {
-  char digits[17];
-  snprintf(digits, sizeof digits, "%016llx",
-           (unsigned long long)pyr_cache_identity(check_cache(L, 1)));
-  lua_pushstring(L, digits);
+  pyr_lua_push_hash(L, pyr_cache_identity(check_cache(L, 1)));
   return 1;
 }
 

@@ -16,7 +16,6 @@
 #include "base/disk.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -160,10 +159,7 @@ static int core_list_files(lua_State *L) {
 static int core_hash_text(lua_State *L) {
   size_t bytes;
   const char *text = luaL_checklstring(L, 1, &bytes);
-  char digits[17];
-  snprintf(digits, sizeof digits, "%016llx",
-           (unsigned long long)pyr_disk_hash(text, bytes));
-  lua_pushstring(L, digits);
+  pyr_lua_push_hash(L, pyr_disk_hash(text, bytes));
   return 1;
 }
 

@@ -41,8 +41,8 @@
 enum {
   PYR_QUARTERS = 4,
   PYR_BITS_SLACK = 8,     /* bytes behind the last row of a page that may be read, never used */
-  PYR_BITS_DIMS = 512,    /* values of a row at most, */
-  PYR_BITS_STEP = 32,     /* … and what their number is a multiple of */
+  PYR_BITS_DIMS = 512,    /* values of a row at most, packed or plain: no model has more, */
+  PYR_BITS_STEP = 32,     /* … and what their number is a multiple of where rows are packed */
 };
 
 /* Lloyd's and Max's levels of a Gaussian of variance 1, whose mean square errors are 0.1175,

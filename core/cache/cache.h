@@ -87,15 +87,18 @@ struct pyr_cache {
   pyr_tracer tracer;       /* retained through its own callback; zeros: none */
   pyr_preparer preparer;   /* likewise */
   pyr_cache *below;        /* the next tier's rows: lanes of its own pool, without policy or states;
-                              NULL: none. What follows is the hot tier's: tokens, counters, policy
-                              */
+                              NULL: none. Tokens, counters and policy are the hot tier's */
   const pyr_measure *began;  /* of the moment when the call began that is running, where it has a
-                                way
-                              back; else NULL */
+                                way back; else NULL */
   char *note;              /* [note_bytes] what the file that it was loaded from held for its saver;
                               NULL: nothing */
   size_t note_bytes;
 };
+
+/* Of one tier; a lane's index among them is layer * heads + head. */
+static inline int64_t pyr_cache_lane_count(const pyr_cache *cache) {
+  return (int64_t)cache->layers * cache->heads;
+}
 
 static inline pyr_lane *pyr_cache_lane(const pyr_cache *cache, int layer, int head) {
   return &cache->lanes[(int64_t)layer * cache->heads + head];
@@ -145,6 +148,8 @@ pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count);
 /* Gives a lane wide pages; its rows lie as they came, rotated to their positions. All or nothing;
  * nothing where it has them. */
 pyr_status pyr_lane_widen(pyr_cache *cache, pyr_lane *lane);
+/* Page `at` of its table, whoever held that place before. */
+void pyr_lane_set_page(pyr_lane *lane, int64_t at, pyr_page *page);
 /* Gives a lane a packed page, of rows undefined, in the place of page `at`, which is its own. */
 pyr_status pyr_lane_set_packed(pyr_cache *cache, pyr_lane *lane, int64_t at);
 /* Drops rows from `rows` on and the pages that no longer hold any. Cannot fail. */
@@ -192,8 +197,8 @@ pyr_status pyr_lane_remake(pyr_cache *cache, const pyr_lane *lane, int64_t skip,
                            pyr_lane *out);
 /* `made` takes the place of the lane, whose pages lose a reference. Cannot fail. */
 void pyr_lane_replace(pyr_cache *cache, pyr_lane *lane, pyr_lane *made);
-void pyr_lane_free(pyr_cache *cache, pyr_lane *lane);   /* it is empty then, and may be used again
-                                                           */
+/* It is empty then, and may be used again. */
+void pyr_lane_free(pyr_cache *cache, pyr_lane *lane);
 
 /* Rows have changed: what a probe found out of them goes, and a trial of them ends. */
 void pyr_cache_rows_changed(pyr_cache *cache);

@@ -128,9 +128,7 @@ static void pack_all(pyr_cache *cache, pair *pairs, int64_t count, pyr_lane_view
       continue;
     }
     pyr_page_free(cache->pool, lane->pages[at]);
-    lane->pages[at] = pairs[i].fresh;
-    lane->data[at] = pairs[i].to;
-    lane->packed[at] = 1;
+    pyr_lane_set_page(lane, at, pairs[i].fresh);
     pyr_digests_stale(&lane->digests, at * PYR_PAGE_ROWS);   /* they are to be of what is read */
   }
 }

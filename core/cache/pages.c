@@ -159,12 +159,15 @@ static size_t file_extent(const pyr_pool *pool) {
 
 /* Sanitizers see the end of an allocation: there each page is one. */
 #if defined(__SANITIZE_ADDRESS__)
-static int64_t slab_pages(const pyr_pool *pool, int kind) { return (void)pool, (void)kind, 1; }
+static int64_t slab_pages(const pyr_pool *pool, int kind) {
+  return (void)kind, pool->place ? FILE_PAGES : 1;
+}
 #else
 /* Of pages of 8192 bytes, at most 2 MiB / 8192 = 256: with none in use 16 are taken at once,
  * with 400 in use 400 / 8 = 50, from 2,048 on 256. What is taken and not used is so an eighth of
  * what is held, or 16 pages, at most. A page larger than 2 MiB is alone. */
 static int64_t slab_pages(const pyr_pool *pool, int kind) {
+  if (pool->place) return FILE_PAGES;
   int64_t most = (int64_t)(SLAB_BYTES / pool->page_bytes[kind]),
       wanted = pool->pages[kind] / SLAB_PART;
   if (wanted < SLAB_PAGES) wanted = SLAB_PAGES;
@@ -191,21 +194,28 @@ static void unlist_slab(pyr_pool *pool, pyr_slab *slab) {
   if (slab->after) slab->after->before = slab->before;
 }
 
-/* A slab of `count` pages, if there is memory for it. A page that is alone is not aligned: 4096
- * bytes would be lost for each. The host's part and the backend's come together, or neither. */
-static void *block_new(pyr_pool *pool, size_t bytes) {
-  void *extent = NULL;
-  if (!pool->place) return pool->be->alloc(pool->be, bytes);
-  return pyr_tier_file_take(pool->place, &extent) == PYR_OK ? extent : NULL;
+/* Memory, or an extent of the tier's file; a file that is full, or a disk, says so itself. */
+static pyr_status block_new(pyr_pool *pool, size_t bytes, void **out) {
+  if (pool->place) return pyr_tier_file_take(pool->place, out);
+  *out = pool->be->alloc(pool->be, bytes);
+  return *out ? PYR_OK : pyr_nomem(pool->rt, bytes, "the cache");
 }
 
-static pyr_slab *slab_new(pyr_pool *pool, int kind, int64_t count) {
+static void block_free(pyr_pool *pool, void *block, size_t bytes) {
+  if (pool->place) pyr_tier_file_give(pool->place, block);
+  else pool->be->release(pool->be, block, bytes);
+}
+
+/* A slab of `count` pages. A page that is alone is not aligned: 4096 bytes would be lost for each.
+ * The host's part and the block come together, or neither. */
+static pyr_status slab_new(pyr_pool *pool, int kind, int64_t count, pyr_slab **out) {
   size_t bytes = (size_t)count * pool->page_bytes[kind] + (count > 1 ? ALIGN : 0);
+  void *block = NULL;
+  PYR_TRY(block_new(pool, bytes, &block));
   pyr_slab *slab = pyr_alloc(pool->rt, slab_bytes(count));
-  void *block = slab ? block_new(pool, bytes) : NULL;
-  if (!block) {
-    pyr_release(pool->rt, slab, slab_bytes(count));
-    return NULL;
+  if (!slab) {
+    block_free(pool, block, bytes);
+    return pyr_nomem(pool->rt, slab_bytes(count), "the cache");
   }
   *slab = (pyr_slab){ .block = block, .bytes = bytes, .kind = kind, .count = count };
   char *data = (char *)block + (count > 1 ? (ALIGN - (uintptr_t)block % ALIGN) % ALIGN : 0);
@@ -215,17 +225,8 @@ static pyr_slab *slab_new(pyr_pool *pool, int kind, int64_t count) {
     slab->free = &slab->pages[i];
   }
   list_slab(pool, slab);
-  return slab;
-}
-
-/* A file that is full, or a disk, has said so itself. */
-static pyr_status file_slab(pyr_pool *pool, int kind, pyr_slab **out) {
-  void *extent = NULL;
-  PYR_TRY(pyr_tier_file_take(pool->place, &extent));
-  pyr_tier_file_give(pool->place, extent);                    /* it is there: slab_new takes it
-                                                                 again */
-  *out = slab_new(pool, kind, FILE_PAGES);
-  return *out ? PYR_OK : pyr_nomem(pool->rt, slab_bytes(FILE_PAGES), "the cache");
+  *out = slab;
+  return PYR_OK;
 }
 
 /* The budget is asked first, and counts the page, not the slab. */
@@ -234,14 +235,15 @@ pyr_status pyr_page_new(pyr_pool *pool, int kind, pyr_page **out) {
   return status == PYR_OK ? pyr_page_replacement(pool, kind, out) : status;
 }
 
-/* Where memory is short a smaller slab is tried: of 50 pages, then 12, then 3. On failure nothing
- * has changed. */
+/* Where memory is short a smaller slab is tried: of 50 pages, then 12, then 3. Extents of a file
+ * are of one size, and one is tried. On failure nothing has changed. */
 pyr_status pyr_page_replacement(pyr_pool *pool, int kind, pyr_page **out) {
   pyr_slab *slab = pool->open[kind];
-  if (!slab && pool->place) PYR_TRY(file_slab(pool, kind, &slab));
-  for (int64_t count = slab_pages(pool, kind); !slab && count > 0; count /= 4)
-    slab = slab_new(pool, kind, count);
-  if (!slab) return pyr_nomem(pool->rt, pool->page_bytes[kind], "the cache");
+  pyr_status status = PYR_OK;
+  for (int64_t count = slab_pages(pool, kind); !slab && count > 0;
+       count = pool->place ? 0 : count / 4)
+    status = slab_new(pool, kind, count, &slab);
+  if (!slab) return status;
   pyr_page *page = slab->free;
   slab->free = page->next;
   if (!slab->free) unlist_slab(pool, slab);
@@ -264,8 +266,7 @@ void pyr_page_free(pyr_pool *pool, pyr_page *page) {
   hold(pool, pool->page_bytes[slab->kind], 0, !pool->place);
   if (--slab->used == 0) {
     if (slab->free) unlist_slab(pool, slab);
-    if (pool->place) pyr_tier_file_give(pool->place, slab->block);
-    else pool->be->release(pool->be, slab->block, slab->bytes);
+    block_free(pool, slab->block, slab->bytes);
     pyr_release(pool->rt, slab, slab_bytes(slab->count));
     return;
   }

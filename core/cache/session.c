@@ -302,7 +302,7 @@ static pyr_status save_tiers(pyr_stream *s, const pyr_cache *cache, char *buffer
   for (const pyr_cache *at = cache->below; at; at = at->below) {
     uint64_t what[2] = { at->pool->tier, at->pool->layout.dtype };
     PYR_TRY(put(s, what, sizeof what));
-    for (int64_t i = 0; i < (int64_t)at->layers * at->heads; i++)
+    for (int64_t i = 0; i < pyr_cache_lane_count(at); i++)
       PYR_TRY(save_lane(s, at, &at->lanes[i], buffer, rows_buffer, &plain_state));
   }
   return PYR_OK;
@@ -346,7 +346,7 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
     pack_state(&cache->states[layer], numbers);
     status = put(&s, numbers, sizeof numbers);
   }
-  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
+  for (int64_t i = 0; i < pyr_cache_lane_count(cache) && status == PYR_OK; i++)
     status = save_lane(&s, cache, &cache->lanes[i], buffer, rows_buffer,
                        &cache->states[i / cache->heads]);
   if (status == PYR_OK) status = save_tiers(&s, cache, buffer, rows_buffer);
@@ -572,7 +572,7 @@ static pyr_status load_tiers(pyr_stream *s, pyr_cache *cache, char *buffer) {
     PYR_TRY(get(s, what, sizeof what, "the tiers"));
     if (what[0] != (uint64_t)at->pool->tier || what[1] != (uint64_t)at->pool->layout.dtype)
       return bad(s, "tiers", "differ, by name or dtype, from those of the cache to load into");
-    for (int64_t i = 0; i < (int64_t)at->layers * at->heads; i++)
+    for (int64_t i = 0; i < pyr_cache_lane_count(at); i++)
       PYR_TRY(load_lane(s, at, cache->tokens, &at->lanes[i], buffer, &plain_state));
   }
   return check_tiers(s, cache);
@@ -680,7 +680,7 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   status = load_header(&s, cache, &same);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
     status = load_state(&s, cache, layer, same);
-  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
+  for (int64_t i = 0; i < pyr_cache_lane_count(cache) && status == PYR_OK; i++)
     status = load_lane(&s, cache, cache->tokens, &cache->lanes[i], buffer,
                        &cache->states[i / cache->heads]);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) {

@@ -310,7 +310,7 @@ static pyr_status sink_lanes(pyr_cache *cache, pyr_cache *from, pyr_cache *to, i
  * row, 1,000,000 / 120 / 90 = 92 rows of each lane and some, in whole pages 96. What the lanes of a
  * layer give is equal, so that those that were equally long stay so. */
 static pyr_status sink_tiers(pyr_cache *cache, size_t wanted, const pyr_measure *before) {
-  int64_t lanes = (int64_t)cache->layers * cache->heads;
+  int64_t lanes = pyr_cache_lane_count(cache);
   size_t freed = 0;
   for (pyr_cache *from = cache; from && freed < wanted; from = from->below) {
     pyr_cache *to = cheaper(from);
@@ -325,14 +325,22 @@ static pyr_status sink_tiers(pyr_cache *cache, size_t wanted, const pyr_measure 
   return PYR_OK;
 }
 
+/* In whole pages and one more, as rows that are there may end in the middle of one, with what lies
+ * beside them. Of 90 lanes of 64 values in f16 and 500 tokens: 90 * 16 * (8,192 + 256), 12 MB. A
+ * plan may want less, and then more goes down than had to. */
+static size_t bytes_of_rows(const pyr_cache *cache, int64_t rows) {
+  size_t page = cache->pool->page_bytes[PYR_PAGE_PLAIN] + PYR_PAGE_ROWS * 2 * sizeof(int32_t);
+  return (size_t)pyr_cache_lane_count(cache) * (size_t)(rows / PYR_PAGE_ROWS + 1) * page;
+}
+
 /* A snapshot shares all pages, so that whatever fails here leaves the rows as they were. */
-pyr_status pyr_tiers_relieve(pyr_cache *cache, size_t wanted, size_t *freed) {
+pyr_status pyr_tiers_relieve(pyr_cache *cache, int64_t rows, size_t *freed) {
   pyr_cache *snapshot = NULL;
   *freed = 0;
   if (!cache->below || !cache->pool->pressed) return PYR_OK;
   pyr_measure before = pyr_tiers_lift(cache);
   pyr_status status = pyr_cache_snapshot(cache, &snapshot);
-  if (status == PYR_OK) status = sink_tiers(cache, wanted, &before);
+  if (status == PYR_OK) status = sink_tiers(cache, bytes_of_rows(cache, rows), &before);
   status = pyr_tiers_lower(cache, &before, status);
   if (status != PYR_OK && snapshot) pyr_cache_restore(cache, snapshot);
   else pyr_cache_free(snapshot);

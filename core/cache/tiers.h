@@ -33,8 +33,8 @@ pyr_status pyr_tiers_settle(pyr_cache *cache, const pyr_measure *before);
  * Budgets are lifted. */
 pyr_status pyr_tier_promote(pyr_cache *cache, pyr_cache *from, int layer, int head,
                             const int32_t *come, int64_t n);
-/* Makes room for `wanted` bytes by moving the oldest rows down, if the pool is pressed: all of it
- * or nothing. *freed: bytes, 0 where nothing can go. */
-pyr_status pyr_tiers_relieve(pyr_cache *cache, size_t wanted, size_t *freed);
+/* Makes room for `rows` more rows of every lane by moving the oldest down, if the pool is pressed:
+ * all of it or nothing. *freed: bytes, 0 where nothing can go. */
+pyr_status pyr_tiers_relieve(pyr_cache *cache, int64_t rows, size_t *freed);
 
 #endif

@@ -14,8 +14,8 @@
  * the next one: of 4 tokens over 30 layers of 3 lanes of 1,024 rows, 1.4 MiB; where nothing is
  * tracked, none.
  *
- * Copies lie token by token, lane by lane, each as long as the lane will be
- * at the trial's end, so that a copy's place is a product and a sum:
+ * Copies lie token by token, lane by lane, each as long as the lane will be at the trial's end,
+ * so that a copy's place is a product and a sum:
  *
  *     values   [ token 0: lane 0 | lane 1 | … ][ token 1: lane 0 | lane 1 | … ] …
  *     at         0          at[1]    at[2]       `each` further on
@@ -30,12 +30,8 @@ struct pyr_trial {
   int64_t at[];            /* [lanes] where a lane's copy begins */
 };
 
-static int64_t lane_count(const pyr_cache *cache) {
-  return (int64_t)cache->layers * cache->heads;
-}
-
 static size_t trial_bytes(const pyr_cache *cache) {
-  return sizeof(struct pyr_trial) + (size_t)lane_count(cache) * sizeof(int64_t);
+  return sizeof(struct pyr_trial) + (size_t)pyr_cache_lane_count(cache) * sizeof(int64_t);
 }
 
 /* What was there goes first: it is a copy of nothing that anybody can go back to. */
@@ -58,7 +54,7 @@ pyr_status pyr_trial_begin(pyr_cache *cache, int64_t n) {
   }
   pyr_trial *trial = cache->trial;
   trial->tokens = trial->each = 0;
-  for (int64_t i = 0; i < lane_count(cache); i++) {
+  for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++) {
     trial->at[i] = trial->each;
     if (pyr_trigger_sums(&cache->states[i / cache->heads].trigger))
       trial->each += cache->lanes[i].rows + n;
@@ -94,7 +90,7 @@ bool pyr_trial_covers(const pyr_cache *cache, int64_t n) {
 
 pyr_status pyr_trial_put_back(pyr_cache *cache, int64_t n) {
   pyr_backend *be = cache->pool->be;
-  for (int64_t i = 0; i < lane_count(cache); i++) {
+  for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++) {
     const pyr_lane *lane = &cache->lanes[i];
     if (!pyr_trigger_sums(&cache->states[i / cache->heads].trigger) || !lane->rows) continue;
     PYR_TRY(be->copy(be, lane->history, copy_of(cache, i, n - cache->trial->begin),

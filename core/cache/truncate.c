@@ -62,7 +62,7 @@ static pyr_status lane_keeps(const pyr_cache *cache, int64_t i, int64_t n, int32
 /* The i-th lane of all tiers: keep[tier * lanes + i]. */
 static pyr_status lanes_keep(const pyr_cache *cache, int64_t i, int64_t n, int32_t *positions,
                              int64_t *keep) {
-  int64_t lanes = (int64_t)cache->layers * cache->heads, first = INT64_MAX, sum = 0;
+  int64_t lanes = pyr_cache_lane_count(cache), first = INT64_MAX, sum = 0;
   for (const pyr_cache *at = cache; at; at = at->below, keep += lanes) {
     PYR_TRY(lane_keeps(at, i, n, positions, &keep[i], &first));
     sum += keep[i];
@@ -79,7 +79,8 @@ static pyr_status lanes_keep(const pyr_cache *cache, int64_t i, int64_t n, int32
  * count as evicted: what was dropped of tokens that are gone counts no more. */
 pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
   pyr_runtime *rt = cache->pool->rt;
-  int64_t lanes = (int64_t)cache->layers * cache->heads, tiers = 0, held = 0;
+  int64_t lanes = pyr_cache_lane_count(cache), tiers = 0, held = 0;
+  bool tried = pyr_trial_covers(cache, n);
   if (n < 0 || n > cache->tokens)
     return pyr_runtime_set_error(rt, PYR_ARGUMENT,
                                  "truncate: the cache has read %lld tokens, and cannot go on "
@@ -87,7 +88,7 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
   if (n == cache->tokens) return PYR_OK;
   if (n == 0) return pyr_cache_clear(cache);
   for (int layer = 0; layer < cache->layers; layer++) {
-    if (pyr_trigger_sums(&cache->states[layer].trigger) && !pyr_trial_covers(cache, n))
+    if (pyr_trigger_sums(&cache->states[layer].trigger) && !tried)
       return pyr_runtime_set_error(rt, PYR_POLICY,
                                    "truncate: policy %s tracks attention, and what tokens from "
                                    "%lld on gave to earlier "
@@ -113,7 +114,6 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
     }
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
     truncate_state(&cache->states[layer], cache->tokens - n, pyr_cache_layer_rows(cache, layer));
-  bool tried = pyr_trial_covers(cache, n);
   if (status == PYR_OK && tried) status = pyr_trial_put_back(cache, n);
   if (status == PYR_OK) {
     pyr_cache_rows_changed(cache);

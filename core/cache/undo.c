@@ -32,9 +32,8 @@ struct pyr_undo {
 };
 
 static int64_t pages_for(int64_t rows) { return (rows + PYR_PAGE_ROWS - 1) / PYR_PAGE_ROWS; }
-static int64_t lane_count(const pyr_cache *cache) { return (int64_t)cache->layers * cache->heads; }
 static size_t undo_bytes(const pyr_cache *cache) {
-  return sizeof(pyr_undo) + (size_t)lane_count(cache) * sizeof(pyr_undo_lane);
+  return sizeof(pyr_undo) + (size_t)pyr_cache_lane_count(cache) * sizeof(pyr_undo_lane);
 }
 static size_t page_bytes(const pyr_cache *cache, bool wide) {
   return cache->pool->page_bytes[wide ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN];
@@ -74,7 +73,7 @@ pyr_status pyr_undo_new(pyr_cache *cache, pyr_undo **out) {
   }
   undo->tokens = cache->tokens, undo->prompt = cache->prompt, undo->computed = cache->computed,
       undo->evicted = cache->evicted;
-  for (int64_t i = 0; i < lane_count(cache); i++)
+  for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++)
     undo->lanes[i].rows = cache->lanes[i].floor = cache->lanes[i].rows;
   cache->undo = undo;
   cache->began = &undo->began;
@@ -233,7 +232,7 @@ static void undo_free(pyr_undo *undo) {
   pyr_runtime *rt = cache->pool->rt;
   cache->undo = NULL;
   cache->began = NULL;
-  for (int64_t i = 0; i < lane_count(cache); i++) lane_free(cache, &undo->lanes[i]);
+  for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++) lane_free(cache, &undo->lanes[i]);
   pyr_cache_free(undo->below);
   pyr_release(rt, undo->states, (size_t)cache->layers * sizeof *undo->states);
   pyr_release(rt, undo, undo_bytes(cache));
@@ -244,7 +243,7 @@ static void undo_free(pyr_undo *undo) {
 void pyr_undo_keep(pyr_undo *undo) {
   if (undo == NULL) return;
   pyr_cache *cache = undo->cache;
-  for (int64_t i = 0; i < lane_count(cache); i++) {
+  for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++) {
     bool held = cache->lanes[i].floor > cache->lanes[i].rows;
     cache->lanes[i].floor = 0;
     if (held) pyr_lane_trim(cache, &cache->lanes[i]);
@@ -319,7 +318,7 @@ void pyr_undo_restore(pyr_undo *undo) {
   pyr_cache *cache = undo->cache;
   if (undo->below) pyr_cache_restore(cache->below, undo->below);
   undo->below = NULL;
-  for (int64_t i = 0; i < lane_count(cache); i++)
+  for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++)
     lane_back(cache, &cache->lanes[i], &undo->lanes[i]);
   memcpy(cache->states, undo->states, (size_t)cache->layers * sizeof *cache->states);
   cache->tokens = undo->tokens, cache->prompt = undo->prompt, cache->computed = undo->computed,

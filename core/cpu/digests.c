@@ -197,8 +197,8 @@ static float kth_of(const float *scores, int64_t n, int64_t k, float *heap) {
 }
 
 /* Puts pages [from, to) of the lane behind those of the view: of pages 3, 7 and 8, rows 0 to 31 of
- * the view are the lane's rows 96 to 127, and so on, at the positions that they have there. Only the lane's last can be partly
- * filled, and it comes last. */
+ * the view are the lane's rows 96 to 127, and so on, at the positions that they have there. Only
+ * the lane's last can be partly filled, and it comes last. */
 static void take_pages(pyr_lane_view *out, const pyr_lane_view *lane, int64_t from, int64_t to) {
   if (from >= to) return;
   int64_t row = from * PYR_PAGE_ROWS, rows = pyr_min(to * PYR_PAGE_ROWS, lane->rows) - row;

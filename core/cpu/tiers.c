@@ -10,12 +10,11 @@
  * as each row's weight e^(s - lse) is e^(s - lse_t) e^(lse_t - lse). A query that gave .2 and .6 to
  * two hot rows of denominator 8, and half each to two warm ones of denominator 2, gives .8 of what
  * it gave to the hot ones and .1 to each of the others. */
+#include "base/rowbits.h"
 #include "cpu/cpu.h"
 
 #include <math.h>
 #include <string.h>
-
-enum { PIECE = 256 };   /* values of a row on the stack at a time; a multiple of every block */
 
 typedef struct move_call {
   const pyr_kernels *kernels;
@@ -24,33 +23,26 @@ typedef struct move_call {
   const int32_t *to, *from;
 } move_call;
 
-/* One row of K or V. Bytes are copied where the dtype stays: no value is rounded that need not be.
- * Else a piece at a time, so that any head_dim fits on the stack: of 300 values, 256 and 44. */
-static void move_row(const move_call *c, uint8_t *to, const uint8_t *from) {
-  pyr_dtype a = c->from_layout.dtype, b = c->to_layout.dtype;
-  int64_t d = c->to_layout.head_dim;
-  float piece[PIECE];
-  if (a == b) {
-    memcpy(to, from, pyr_row_bytes(a, (int)d));
+/* One row of K or V. Bytes are copied where the dtype stays: none is rounded that need not be. */
+static void move_row(const move_call *c, int64_t to, int64_t from, pyr_plane plane) {
+  float row[PYR_BITS_DIMS];
+  if (c->to_layout.dtype == c->from_layout.dtype) {
+    memcpy(pyr_cpu_place(c->dst, c->to_layout, to, plane),
+           pyr_cpu_place(c->src, c->from_layout, from, plane),
+           pyr_row_bytes(c->to_layout.dtype, c->to_layout.head_dim));
     return;
   }
-  for (int64_t at = 0; at < d; at += PIECE) {
-    int64_t n = pyr_min(PIECE, d - at);
-    c->kernels->to_f32(piece, from + pyr_dtype_bytes(a, at), a, n);
-    c->kernels->from_f32(to + pyr_dtype_bytes(b, at), b, piece, n);
-  }
+  pyr_cpu_get_row(c->kernels, row, c->src, c->from_layout, from, plane);
+  pyr_cpu_set_row(c->kernels, c->dst, c->to_layout, to, plane, row);
 }
 
 /* Each row has a place of its own in dst, so spans of rows share nothing. */
 static void move_span(const void *ctx, int64_t begin, int64_t end) {
   const move_call *c = ctx;
-  size_t to_bytes = pyr_row_bytes(c->to_layout.dtype, c->to_layout.head_dim);
-  size_t from_bytes = pyr_row_bytes(c->from_layout.dtype, c->from_layout.head_dim);
   for (int64_t i = begin; i < end; i++) {
     int64_t to = c->to[i], from = c->from[i];
-    for (pyr_plane plane = PYR_PLANE_K; plane <= PYR_PLANE_V; plane++)
-      move_row(c, pyr_cpu_row_at(c->dst, to_bytes, to, plane),
-               pyr_cpu_row_at(c->src, from_bytes, from, plane));
+    for (int plane = PYR_PLANE_K; plane <= PYR_PLANE_V; plane++)
+      move_row(c, to, from, (pyr_plane)plane);
     c->dst->positions[to] = c->src->positions[from];
     if (c->dst->history) c->dst->history[to] = c->src->history ? c->src->history[from] : 0;
   }

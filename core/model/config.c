@@ -1,6 +1,7 @@
 /* config.c — the check of a configuration; see config.h. From parts to the whole: a table of RoPE,
  * what each layer has one of, experts, and then every number. */
 #include "model/config.h"
+#include "base/rowbits.h"
 
 /* A frequency of 0 does not turn a pair, which is how a loader says that a part of a head stays as
  * it is where pairs do not lie at its front; none is faster than a radian a position by much.
@@ -88,7 +89,7 @@ static pyr_status check_experts(pyr_runtime *rt, const pyr_model_config *c) {
 pyr_status pyr_config_check(pyr_runtime *rt, const pyr_model_config *c) {
   const struct { const char *name; int64_t value, low, high; } ranges[] = {
     { "layers", c->layers, 1, 1024 },        { "heads", c->heads, 1, 1024 },
-    { "kv_heads", c->kv_heads, 1, c->heads }, { "head_dim", c->head_dim, 2, 512 },
+    { "kv_heads", c->kv_heads, 1, c->heads }, { "head_dim", c->head_dim, 2, PYR_BITS_DIMS },
     { "width", c->width, 1, 1 << 18 },
     { "ff", c->ff, has_plain_layers(c) ? 1 : 0, 1 << 20 },
     { "vocab", c->vocab, 1, 1 << 22 },       { "context", c->context, 1, 1 << 30 },

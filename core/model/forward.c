@@ -419,11 +419,11 @@ pyr_status pyr_forward_check_room(const pyr_cache *cache, int64_t n) {
 
 /* Remembers how many rows each lane holds, and drops those that came since. */
 void pyr_forward_mark(pyr_cache *cache) {
-  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++)
+  for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++)
     cache->lanes[i].mark = cache->lanes[i].rows;
 }
 
 void pyr_forward_drop(pyr_cache *cache) {
-  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++)
+  for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++)
     pyr_lane_truncate(cache, &cache->lanes[i], cache->lanes[i].mark);
 }

@@ -431,15 +431,6 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
   return s;
 }
 
-/* The bytes that n more rows of every lane take, in whole pages, with what lies beside them. Of 90
- * lanes of 64 values in f16 and 500 tokens: 90 * 16 * (8,192 + 256), 12 MB. A plan may want less,
- * and then more goes down than had to. */
-static size_t bytes_of_rows(const pyr_cache *cache, int64_t n) {
-  size_t lanes = (size_t)cache->layers * (size_t)cache->heads;
-  size_t page = cache->pool->page_bytes[PYR_PAGE_PLAIN] + PYR_PAGE_ROWS * 2 * sizeof(int32_t);
-  return lanes * (size_t)(n / PYR_PAGE_ROWS + 1) * page;
-}
-
 /* A prefill that the budget refuses is as if it had not been made: where rows may go down a tier
  * instead, as many as it may need go, and it is made again. */
 static pyr_status prefill_pressed(pyr_cache *cache, const int32_t *ids, const float *embeddings,
@@ -447,7 +438,7 @@ static pyr_status prefill_pressed(pyr_cache *cache, const int32_t *ids, const fl
   pyr_status status = prefill(cache, ids, embeddings, n, flags, logits);
   while (status == PYR_BUDGET && cache->pool->pressed) {
     size_t freed;
-    PYR_TRY(pyr_tiers_relieve(cache, bytes_of_rows(cache, n), &freed));
+    PYR_TRY(pyr_tiers_relieve(cache, n, &freed));
     if (freed == 0) return status;
     status = prefill(cache, ids, embeddings, n, flags, logits);
   }

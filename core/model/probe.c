@@ -320,7 +320,7 @@ static pyr_pass pass_over(pyr_cache *cache, const pyr_score_op *track) {
  * whole: a probe that fails leaves those of the one before. */
 static pyr_status begin_numbers(pyr_cache *cache, pyr_probed **before) {
   pyr_runtime *rt = cache->pool->rt;
-  int64_t lanes = (int64_t)cache->layers * cache->heads;
+  int64_t lanes = pyr_cache_lane_count(cache);
   size_t bytes = (size_t)lanes * sizeof(int64_t);
   int64_t *rows = pyr_alloc(rt, bytes);
   pyr_probed *fresh = NULL;

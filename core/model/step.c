@@ -571,12 +571,6 @@ static pyr_status verify_once(pyr_cache *cache, const int32_t *ids, int64_t n, f
 
 /* ---- where the budget is full ---------------------------------------------------------------- */
 
-/* A page more in each lane: more than a step takes, so that the next ones find room, too. */
-static size_t step_bytes(const pyr_cache *cache) {
-  size_t page = cache->pool->page_bytes[PYR_PAGE_PLAIN] + PYR_PAGE_ROWS * 2 * sizeof(int32_t);
-  return (size_t)cache->layers * (size_t)cache->heads * page;
-}
-
 /* A step that the budget refuses has not been made. Each of its caches gives what it takes to the
  * tier below, and the step is made again, as long as that frees anything.
  *
@@ -590,7 +584,7 @@ pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count
     size_t freed = 0;
     for (int i = 0; i < count; i++) {
       size_t some = 0;
-      PYR_TRY(pyr_tiers_relieve(caches[i], step_bytes(caches[i]), &some));
+      PYR_TRY(pyr_tiers_relieve(caches[i], 1, &some));
       freed += some;
     }
     if (freed == 0) return status;
@@ -603,7 +597,7 @@ pyr_status pyr_cache_verify(pyr_cache *cache, const int32_t *ids, int64_t n, flo
   pyr_status status = verify_once(cache, ids, n, logits);
   while (status == PYR_BUDGET && cache->pool->pressed) {
     size_t freed = 0;
-    PYR_TRY(pyr_tiers_relieve(cache, 2 * step_bytes(cache), &freed));
+    PYR_TRY(pyr_tiers_relieve(cache, PYR_SMALL_N - 1, &freed));   /* of a longer trial, too */
     if (freed == 0) return status;
     status = verify_once(cache, ids, n, logits);
   }

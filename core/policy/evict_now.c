@@ -40,7 +40,7 @@ static pyr_status rank(pyr_cache *cache, pyr_evictions *es, pyr_when when, pyr_a
 /* Whether moving rows takes memory, as going down a tier does. Looks at every page's references:
  * some thousands of numbers, where a snapshot would retain each page and copy positions. */
 static bool may_fail(const pyr_cache *cache, const pyr_evictions *es) {
-  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++)
+  for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++)
     for (int64_t p = 0; p < cache->lanes[i].page_count; p++)
       if (cache->lanes[i].pages[p]->refs > 1) return true;
   for (int layer = 0; layer < cache->layers; layer++)

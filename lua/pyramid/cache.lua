@@ -256,9 +256,7 @@ local function tiers_of(what, given)
 end
 
 local function check_dtype(what, dtype)
-  for _, name in ipairs(dtypes.rows) do
-    if name == dtype then return dtype end
-  end
+  if (dtypes.by_name[dtype] or {}).rows then return dtype end
   error(("%s: a lower tier's dtype is one of %s, not '%s'"):format(what,
     table.concat(dtypes.rows, ", "), dtype), 4)
 end

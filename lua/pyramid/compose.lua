@@ -76,6 +76,22 @@ local function wrap(d, around)
   end
 end
 
+-- A definition that says what `p` says, but for what `change` makes of a copy of each plan.
+local function with_plans(p, change)
+  local d = like(p)
+  for _, name in ipairs { "prefill", "decode" } do
+    local f = d[name]
+    d[name] = f and function(o, l)
+      local plan = f(o, l)
+      if type(plan) ~= "table" then return plan end
+      plan = copy(plan)
+      change(plan)
+      return plan
+    end
+  end
+  return d
+end
+
 -- ---- one's prompt, another's generation ---------------------------------------------------------
 
 local function prefixed(t, prefix, skip)
@@ -271,17 +287,9 @@ end
 ---@return pyramid.Policy
 function compose.endless(p)
   local _ <close> = core.plain_locale()
-  local d = like(part("policy.endless", p))
-  for _, name in ipairs { "prefill", "decode" } do
-    local f = d[name]
-    d[name] = f and function(o, l)
-      local plan = f(o, l)
-      if plan == nil or plan.prune == "hidden" then return plan end
-      plan = copy(plan)
-      plan.rotate = "compact"
-      return plan
-    end
-  end
+  local d = with_plans(part("policy.endless", p), function(plan)
+    if plan.prune ~= "hidden" then plan.rotate = "compact" end
+  end)
   return policy.define(d)
 end
 
@@ -297,15 +305,7 @@ function compose.demote(p, to)
   if to ~= "warm" and to ~= "cold" then
     error(("policy.demote: a tier is \"warm\" or \"cold\", not %s"):format(tostring(to)), 2)
   end
-  local d = like(p)
-  for _, name in ipairs { "prefill", "decode" } do
-    local f = d[name]
-    d[name] = f and function(o, l)
-      local plan = f(o, l)
-      if type(plan) == "table" then plan.losers = { to = to, or_drop = true } end
-      return plan
-    end
-  end
+  local d = with_plans(p, function(plan) plan.losers = { to = to, or_drop = true } end)
   d.name = ("demote(%s)"):format(p.name)
   return policy.define(d)
 end

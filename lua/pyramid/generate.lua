@@ -334,7 +334,7 @@ function Generation:next()
       return fail(self, "sampler: no logit is finite" .. (self.guided
         and " of a token that may follow" or ""), "argument")
     end
-      if self.drafter then self.drafter:took(1, self.clock() - started) end
+    if self.drafter then self.drafter:took(1, self.clock() - started) end
   else
     id, message, code = self.sampler:pick(self.logits)
     if not id then return fail(self, message, code) end

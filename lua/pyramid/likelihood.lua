@@ -87,6 +87,9 @@ function likelihood.score(model, prompt, continuation, given)
   if given.cache and given.cache:tokens() > 0 then add = false end   -- a text that goes on
   local before, ids, code = ids_of(model, prompt, continuation, add)
   if not before then return nil, ids, code end
+  if #before == 0 then
+    return nil, "model:score: nothing stands before the continuation", "argument"
+  end
   local cache, message
   if given.cache then cache, message, code = given.cache:fork()
   else
@@ -95,9 +98,6 @@ function likelihood.score(model, prompt, continuation, given)
   end
   if not cache then return nil, message, code end
   local _ <close> = cache
-  if #before == 0 then
-    return nil, "model:score: nothing stands before the continuation", "argument"
-  end
   local logits
   logits, message, code = cache:prefill(before, { progress = given.progress })
   if not logits then return nil, message, code end

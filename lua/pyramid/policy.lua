@@ -28,6 +28,7 @@ local score = require "pyramid.score"
 ---@field layers fun(p: pyramid.PolicyLike, overrides: table<integer|string, table>): pyramid.Policy
 ---@field from fun(p: pyramid.PolicyLike, k: integer): pyramid.Policy
 ---@field endless fun(p: pyramid.PolicyLike): pyramid.Policy
+---@field demote fun(p: pyramid.PolicyLike, to?: "warm"|"cold"): pyramid.Policy
 ---@field named fun(name: string, p: pyramid.PolicyLike, doc?: string): pyramid.Policy
 ---@field scorer fun(d: pyramid.Scorer): pyramid.Policy   scorer.lua
 local module = {}

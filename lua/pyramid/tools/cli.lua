@@ -178,9 +178,6 @@ function cli.add_cache_dtype(parser)
   end)
 end
 
-local is_row = {}
-for _, name in ipairs(dtypes.rows) do is_row[name] = true end
-
 -- "hot=f16,warm=q8_0:64 MiB,cold=q8_0:1GiB@FILE": nil and what is wrong, or tiers.
 local function tiers_of(text)
   local tiers = {}
@@ -194,7 +191,7 @@ local function tiers_of(text)
       return nil, ("--tiers takes TIER=DTYPE[:SIZE][@FILE] for hot, warm and cold, with commas "
         .. "between, not '%s' (dtypes: %s)"):format(part, table.concat(caches.dtypes, ", "))
     end
-    if not is_row[dtype] then
+    if not (dtypes.by_name[dtype] or {}).rows then
       return nil, ("--tiers: a tier's dtype is one of %s, not '%s'"):format(
         table.concat(dtypes.rows, ", "), dtype)
     end

@@ -71,8 +71,6 @@ local function as_one(list)
   return all
 end
 
-commands.shells = { "bash", "zsh", "fish" }
-
 ---What a shell reads to complete the program's commands and their options.
 ---@param shell "bash"|"zsh"|"fish"
 ---@return string
