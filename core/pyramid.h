@@ -676,8 +676,9 @@ typedef struct pyr_tier_options {
   size_t bytes;              /* the most that the tier may hold; 0: any number, not with a file */
   int64_t rows;              /* the most of a lane; 0: any number */
 } pyr_tier_options;
-/* The next tier of a pool of which no cache has been made. Beyond `bytes` or `rows` its oldest rows
- * go on to the tier below; the last tier says PYR_BUDGET then. */
+/* The next tier of a pool of which no cache has been made; PYR_UNSUPPORTED where its rows are of
+ * few bits (pyr_pool_new_packed). Beyond `bytes` or `rows` its oldest rows go on to the tier below;
+ * the last tier says PYR_BUDGET then. */
 pyr_status pyr_pool_add_tier(pyr_pool *pool, const pyr_tier_options *options);
 /* Where the budget is full, a prefill or step makes room first: the oldest rows, but for the first
  * 4 and the last 64 of each lane, go down a tier. They stay there also if the call then fails. */

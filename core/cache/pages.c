@@ -301,6 +301,10 @@ static pyr_status check_tier(const pyr_pool *pool, const pyr_pool *last,
     return pyr_runtime_set_error(pool->rt, PYR_UNSUPPORTED,
                                  "tier \"%s\": the backend %s has no tiers; they are the "
                                  "processor's", pyr_tier_text(o->tier), pool->be->name);
+  if (pyr_layout_packs(pool->layout))   /* their pages are of many sizes, which no tier moves yet */
+    return pyr_runtime_set_error(pool->rt, PYR_UNSUPPORTED,
+                                 "tier \"%s\": rows of few bits (q4, q3, q2) lie in one tier",
+                                 pyr_tier_text(o->tier));
   if (pool->refs > 1 || pool->top)
     return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
                                  "tier \"%s\": the pool has caches already",
