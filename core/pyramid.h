@@ -520,9 +520,12 @@ typedef enum pyr_rotate { PYR_ROTATE_KEEP = 0, PYR_ROTATE_COMPACT } pyr_rotate;
  * max(q least, q highest), which no key of the page passes (Quest, arXiv 2406.10774);
  * PYR_DIGEST_BALL, their mean c and the distance r of the farthest: s = q.c + |q| r, a bound too
  * (ArkVale, NeurIPS 2024); PYR_DIGEST_MEAN, the mean alone: s = q.c (InfLLM's mean of a block,
- * arXiv 2402.04617). */
+ * arXiv 2402.04617); PYR_DIGEST_SIGNS, the mean and a bit for each channel of each key: s is the
+ * highest of its rows' estimates, q.c + what the signs of k - c tell of q.(k - c) (RaBitQ, arXiv
+ * 2405.12497). */
 typedef enum pyr_digest {
-  PYR_DIGEST_NONE = 0, PYR_DIGEST_BOUND, PYR_DIGEST_BALL, PYR_DIGEST_MEAN, PYR_DIGESTS
+  PYR_DIGEST_NONE = 0, PYR_DIGEST_BOUND, PYR_DIGEST_BALL, PYR_DIGEST_MEAN, PYR_DIGEST_SIGNS,
+  PYR_DIGESTS
 } pyr_digest;
 
 /* What a step reads of each lane of a layer: the pages of its first and last rows, and the others

@@ -4,21 +4,23 @@
 #define PYR_DIGEST_ARGS_H
 
 #include "backend/op_args.h"
+#include "base/signs.h"
 
-/* Digests of pages (pyr_digest), `width` floats each, such that how a page ranks is one product of
- * its digest with what is made of the query:
+/* Digests of pages (pyr_digest), `width` floats each. How a page ranks is one product of its digest
+ * with what is made of the query, but for SIGNS, whose rows are told apart (base/signs.h):
  *
  *     digest        of a page's keys                   of a query       product
  *     BOUND         highest [d], least [d]             q > 0, q < 0     S max(q least, q highest)
  *     BALL          mean [d], farthest from it [1]     q, |q|           q.c + |q| r
  *     MEAN          mean [d]                           q                q.c
+ *     SIGNS         mean, scales, signs of each row    q, sums of H q   q.c + the highest row's
  *
  * and zeros up to a multiple of 16. (q > 0: the channels above 0, zeros in place of the others.)
  * Means and distances are worked out in f32, row after row. A key with a NaN gives a digest with
  * one. */
 static inline int64_t pyr_digest_width(pyr_digest by, int32_t head_dim) {
   int64_t n = by == PYR_DIGEST_BOUND ? 2 * head_dim : by == PYR_DIGEST_BALL ? head_dim + 1
-      : head_dim;
+      : by == PYR_DIGEST_SIGNS ? pyr_signs_width(head_dim) : head_dim;
   return (n + 15) / 16 * 16;
 }
 

@@ -5,6 +5,7 @@
  * once and read at every token. */
 #include "base/rowbits.h"
 #include "base/dtype.h"
+#include "base/hadamard.h"
 
 #include <math.h>
 
@@ -42,32 +43,11 @@ size_t pyr_frame_bytes(int32_t head_dim) {
 
 /* ---- rotation -------------------------------------------------------------------------------- */
 
-/* The largest power of two that divides n: a quarter of 24 channels is rotated by eights. */
-static int32_t power_of(int32_t n) { return n & -n; }
-
-/* x [n] times Hadamard's matrix, by blocks of `size`, a power of two, which divides n; its own
- * inverse, as it is divided by the root of size. */
-static void rotate(float *x, int32_t n, int32_t size) {
-  int32_t half = 1;
-  for (; half < 4 && 4 * half <= size; half *= 4)          /* two passes at once, of four values */
-    for (int32_t at = 0; at < n; at += 4) {
-      float a = x[at] + x[at + 1], b = x[at] - x[at + 1], c = x[at + 2] + x[at + 3],
-          d = x[at + 2] - x[at + 3];
-      x[at] = a + c, x[at + 1] = b + d, x[at + 2] = a - c, x[at + 3] = b - d;
-    }
-  for (; half < size; half *= 2)
-    for (int32_t at = 0; at < n; at += 2 * half)
-      for (int32_t i = at; i < at + half; i++) {
-        float a = x[i], b = x[i + half];
-        x[i] = a + b;
-        x[i + half] = a - b;
-      }
-  float by = 1.0f / sqrtf((float)size);
-  for (int32_t i = 0; i < n; i++) x[i] *= by;
+/* Quarters of 6 are rotated by twos, those of 16 as a whole. */
+static void rotate_key(float *y, int32_t d) {
+  pyr_hadamard(y, d, pyr_hadamard_size(d / PYR_QUARTERS));
 }
-
-static void rotate_key(float *y, int32_t d) { rotate(y, d, power_of(d / PYR_QUARTERS)); }
-static void rotate_value(float *y, int32_t d) { rotate(y, d, power_of(d)); }
+static void rotate_value(float *y, int32_t d) { pyr_hadamard(y, d, pyr_hadamard_size(d)); }
 
 float pyr_frame_query(float *y, const pyr_frame *frame, const float *q) {
   float shift = 0;

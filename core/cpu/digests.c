@@ -3,14 +3,16 @@
  *
  * A page of 32 keys is known by a digest: the least and the highest of each channel (Quest, arXiv
  * 2406.10774), or the mean of the keys and how far the farthest of them lies from it (ArkVale), or
- * the mean alone (InfLLM). With any of them the most that a query can have with a key of the page,
- * or about what it has, is one product of two vectors (drawn in digest_args.h):
+ * the mean alone (InfLLM), or the mean and the signs of what each key has beside it (RaBitQ). With
+ * the first three, the most that a query can have with a key of the page, or about what it has, is
+ * one product of two vectors (drawn in digest_args.h):
  *
  *     keys  (1, -2)  (3, 0)          highest (3, 0)   least (1, -2)    digest  3 0 1 -2
  *     query (2, -1)                  above 0: (2, 0)  below: (0, -1)   query   2 0 0 -1
  *     bound max(2, 6) + max(2, 0) = 8                                  product 6 + 0 + 0 + 2 = 8
  *
- * and the keys themselves give 4 and 6. So ranking 240 pages of 64 channels is a product of a
+ * and the keys themselves give 4 and 6 (bounds are of channels, and err the more the more there
+ * are; signs are of keys, and err the less). So ranking 240 pages of 64 channels is a product of a
  * matrix of 240 x 128 with a vector, for each query head. A lane's pages rank by the highest of its
  * heads, and a view of the best of them, of the first and of the newest goes to attention, which
  * does not know that there are others.
@@ -83,7 +85,8 @@ static void digest_task(void *ctx, int64_t task, int worker) {
   pyr_cpu_load_rows(c->k, keys, d, of->lane, c->layout, page * PYR_PAGE_ROWS, PYR_PAGE_ROWS,
                     PYR_PLANE_K);
   memset(out, 0, (size_t)c->width * sizeof *out);
-  if (c->by == PYR_DIGEST_BOUND) bound_page(out, keys, d);
+  if (c->by == PYR_DIGEST_SIGNS) pyr_signs_of(out, keys, c->layout.head_dim);
+  else if (c->by == PYR_DIGEST_BOUND) bound_page(out, keys, d);
   else mean_page(out, keys, d, c->by == PYR_DIGEST_BALL);
 }
 
@@ -119,6 +122,8 @@ typedef struct pick_scratch {
   float *products;         /* [pages] one head's */
   float *scores;           /* [pages] the highest of the group's heads */
   float *heap;             /* [pages] */
+  float *turned;           /* [head_dim] */
+  uint8_t *table;          /* [pyr_signs_groups][16] */
 } pick_scratch;
 
 static pick_scratch pick_scratch_of(pyr_arena *arena, int32_t head_dim, int64_t rows) {
@@ -126,7 +131,8 @@ static pick_scratch pick_scratch_of(pyr_arena *arena, int32_t head_dim, int64_t 
   return (pick_scratch){
     pyr_arena_take(arena, pyr_digest_width(PYR_DIGEST_BOUND, head_dim), sizeof(float)),
     pyr_arena_take(arena, pages, sizeof(float)), pyr_arena_take(arena, pages, sizeof(float)),
-    pyr_arena_take(arena, pages, sizeof(float)) };
+    pyr_arena_take(arena, pages, sizeof(float)), pyr_arena_take(arena, head_dim, sizeof(float)),
+    pyr_arena_take(arena, pyr_signs_groups(head_dim) * 16, 1) };
 }
 
 /* The larger of both operations', as they take turns. A bound is the widest digest from
@@ -140,7 +146,8 @@ size_t pyr_cpu_digests_scratch(int32_t head_dim, int64_t rows) {
 
 /* What a query of d channels is multiplied with, by the kind of digest; see digest_args.h. */
 static void query_of(const pick_call *c, float *to, const float *q, pyr_digest by) {
-  int64_t d = c->layout.head_dim, width = pyr_digest_width(by, c->layout.head_dim);
+  int64_t d = c->layout.head_dim, width = by == PYR_DIGEST_SIGNS ? pyr_signs_mean((int32_t)d)
+      : pyr_digest_width(by, c->layout.head_dim);
   memset(to, 0, (size_t)width * sizeof *to);
   if (by != PYR_DIGEST_BOUND) {
     memcpy(to, q, (size_t)d * sizeof *to);
@@ -150,17 +157,39 @@ static void query_of(const pick_call *c, float *to, const float *q, pyr_digest b
   for (int64_t i = 0; i < d; i++) to[q[i] > 0 ? i : d + i] = q[i];
 }
 
+/* products[0, n) of pages [first, first + n), all full, with a head's query q. Under SIGNS one of a
+ * page's rows speaks for it, the highest; a page with a key that is no number has a mean that is
+ * none. */
+static void multiply_pages(const pick_call *c, const pyr_reading *r, int g, const float *q,
+                           int64_t first, int64_t n, const pick_scratch *s) {
+  int32_t d = c->layout.head_dim;
+  int64_t width = pyr_digest_width(r->read.by, d), mean = pyr_signs_mean(d);
+  const float *digest = r->digests[g] + first * width;
+  query_of(c, s->query, q, r->read.by);
+  if (r->read.by != PYR_DIGEST_SIGNS) {
+    c->k->dots(s->products, s->query, digest, n, (int)width);
+    return;
+  }
+  memcpy(s->turned, q, (size_t)d * sizeof *q);
+  float step = pyr_signs_table(s->table, s->turned, d);
+  for (int64_t i = 0; i < n; i++, digest += width) {
+    const float *scales = digest + mean;
+    c->k->dots(&s->products[i], s->query, digest, 1, (int)mean);
+    s->products[i] += c->k->signs_most(scales, (const uint8_t *)(scales + PYR_SIGNS_ROWS), s->table,
+                                       step, pyr_signs_groups(d));
+  }
+}
+
 /* scores[0, n) of pages [first, first + n), all full. A soft cap bends what it would of a key's
  * score, so that slopes, which come behind it, are to scale; without slopes it changes no rank, but
  * costs little. NaN becomes the highest. */
 static void rank_pages(const pick_call *c, const pyr_reading *r, int g, int64_t first, int64_t n,
                        const pick_scratch *s) {
   const pyr_lane_view *lane = &r->lanes[g];
-  int64_t d = c->layout.head_dim, width = pyr_digest_width(r->read.by, c->layout.head_dim);
+  int64_t d = c->layout.head_dim;
   for (int h = 0; h < c->group; h++) {
     int64_t head = (int64_t)g * c->group + h;
-    query_of(c, s->query, r->q + head * d, r->read.by);
-    c->k->dots(s->products, s->query, r->digests[g] + first * width, n, (int)width);
+    multiply_pages(c, r, g, r->q + head * d, first, n, s);
     for (int64_t i = 0; i < n; i++) {
       float x = s->products[i] * c->scale;
       if (r->cap > 0) x = r->cap * tanhf(x / r->cap);

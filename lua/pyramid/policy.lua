@@ -140,7 +140,7 @@ Policy.__name = "pyramid.policy"
 ---@field rows integer
 ---  so many rows, in whole pages; a lane that holds no more is read whole
 ---@field by pyramid.Digest
----  what ranks pages: score.bound(), score.ball() or score.mean()
+---  what ranks pages: score.bound(), ball(), mean() or signs()
 ---@field guard? { first?: integer, last?: integer }
 ---  pages that hold one of so many rows at either end are always read; 4 and 32. The newest page
 ---  always is
@@ -286,7 +286,7 @@ local function read_of(read)
   local rows, by = integer("read.rows", read.rows), score.digest(read.by)
   if rows < 1 then refuse("read.rows", "is less than 1") end
   if not by then
-    refuse("read.by", ("ranks no pages (%s): score.ball(), score.bound() or score.mean() does"):format(
+    refuse("read.by", ("ranks no pages (%s): score.ball(), bound(), mean() or signs() does"):format(
       score.is(read.by) and tostring(read.by) or type(read.by)))
   end
   return ("<i8i8i8i8"):pack(rows, integer("read.guard.first", guard.first, 4),

@@ -152,7 +152,7 @@ Digest.__tostring = function(self) return rawget(self, 1) .. "()" end
 
 -- The core's pyr_digest, in order.
 local digests, digest_numbers = {}, {}
-for number, name in ipairs { "bound", "ball", "mean" } do
+for number, name in ipairs { "bound", "ball", "mean", "signs" } do
   digests[name] = setmetatable({ name }, Digest)
   digest_numbers[digests[name]] = number
 end
@@ -178,6 +178,12 @@ function score.ball() return digests.ball end
 ---has it beside representative rows.
 ---@return pyramid.Digest
 function score.mean() return digests.mean end
+
+---Pages by the most that the query is estimated to have with one of their keys: with the mean of
+---the keys, and with what each key has beside it, by the signs of its channels. A page keeps the
+---mean, and a bit a channel and a scale of each of its keys. Source: RaBitQ, arXiv 2405.12497.
+---@return pyramid.Digest
+function score.signs() return digests.signs end
 
 local function choice(what, name, value, set, default)
   if value == nil then return set[default] end

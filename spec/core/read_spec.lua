@@ -77,7 +77,8 @@ local function assert_near(want, got, what)
 end
 
 describe("a step that reads less than is held", function()
-  for by, digest in pairs { bound = score.bound(), ball = score.ball(), mean = score.mean() } do
+  for by, digest in pairs { bound = score.bound(), ball = score.ball(), mean = score.mean(),
+    signs = score.signs() } do
     it("attends to what a plain choice of pages holds, by " .. by, function()
       local ids, more = prompt(PAGE * 9 + 5, 3), prompt(40, 4)
       local cache <close> = new(reads(4 * PAGE, digest, { first = 1, last = 40 }))
@@ -298,7 +299,7 @@ describe("what a plan reads", function()
     refused(reads(0), "read.rows is less than 1")
     refused(reads(1.5), "read.rows is not an integer")
     refused(reads(1, score.key_norm()), "read.by ranks no pages (key_norm()): score.ball(), "
-      .. "score.bound() or score.mean() does")
+      .. "bound(), mean() or signs() does")
     refused(reads(1, score.bound(), { first = -1 }), "read.guard.first is negative")
     refused(reads(1, score.bound(), { last = -1 }), "read.guard.last is negative")
     refused(reads(1, score.bound(), { late = 1 }), "read.guard.late is not a field (known: first, "

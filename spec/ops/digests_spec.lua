@@ -1,16 +1,13 @@
 -- Digests of pages, and which pages a query picks by them, against their definitions.
 local helper = require "spec.helper"
 local ops = require "pyramid_specs"
+local plain = require "spec.support.digests"
 local reference = require "spec.support.ops_reference"
 
 local page = ops.page_rows
-local kinds = { "bound", "ball", "mean" }
+local kinds = { "bound", "ball", "mean", "signs" }
+local width_of = plain.width
 local teams = reference.teams("base", "avx2", "avx512")
-
-local function width_of(by, d)
-  local n = by == "bound" and 2 * d or by == "ball" and d + 1 or d
-  return (n + 15) // 16 * 16
-end
 
 --- The keys of one page of a lane.
 local function keys_of(lane, d, at)
@@ -23,16 +20,14 @@ end
 
 local function digests_of(lane, by, d)
   local all = {}
-  for at = 0, lane.rows // page - 1 do all[at + 1] = reference.digest(by, keys_of(lane, d, at)) end
+  for at = 0, lane.rows // page - 1 do all[at + 1] = plain.of(by, keys_of(lane, d, at)) end
   return all
 end
 
 local function packed(digests, by, d)
-  local flat, width = {}, width_of(by, d)
-  for _, digest in ipairs(digests) do
-    for i = 1, width do flat[#flat + 1] = digest[i] or 0 end
-  end
-  return ops.floats(flat)
+  local all = {}
+  for i, digest in ipairs(digests) do all[i] = plain.bytes(by, digest, d) end
+  return table.concat(all)
 end
 
 describe("digest", function()
@@ -50,16 +45,43 @@ describe("digest", function()
           reference.each(function(rt) return ops.digest(rt, layout, by, call) end,
             function(result, fail)
               for g, lane in ipairs(call.lanes) do
-                local flat = {}
-                for _, digest in ipairs(digests_of(lane, by, d)) do
-                  for i = 1, width_of(by, d) do flat[#flat + 1] = digest[i] or 0 end
-                end
-                reference.near(result[g], flat, 3e-6, fail, ("%s, %s, d %d, %d rows"):format(by,
-                  dtype, d, lane.rows))
+                reference.near(result[g], ops.numbers(packed(digests_of(lane, by, d), by, d)), 3e-6,
+                  fail, ("%s, %s, d %d, %d rows"):format(by, dtype, d, lane.rows))
               end
             end, teams)
         end
       end
+    end
+  end)
+
+  it("holds means, scales and signs of each key, whatever the head", function()
+    for _, d in ipairs { 1, 2, 6, 20, 64, 80, 96, 256 } do
+      local layout = { dtype = "f16", head_dim = d, kv_heads = 1 }
+      local lane = reference.lane(layout, (reference.ascending(3 * page, 0)), 3)
+      local floats = width_of("signs", d)
+      local numbers = (d + 15) // 16 * 16 + page
+      local wanted = digests_of(lane, "signs", d)
+      reference.each(function(rt)
+        return ops.digest(rt, layout, "signs", { lanes = { lane } })
+      end, function(result, fail)
+        for at, digest in ipairs(wanted) do
+          local got = result[1]:sub((at - 1) * floats * 4 + 1, at * floats * 4)
+          local right = plain.bytes("signs", digest, d)
+          reference.near(got:sub(1, numbers * 4), ops.numbers(right:sub(1, numbers * 4)), 3e-5,
+            fail, ("d %d, page %d"):format(d, at))
+          for i = numbers * 4 + 1, floats * 4 do
+            local odd, group, row = got:byte(i) ~ right:byte(i), (i - numbers * 4 - 1) // 16,
+              (i - 1) % 16 + 1
+            for bit = 0, 7 do                   -- those that differ are of values that round to 0
+              local y = digest.y[row + bit // 4 * 16][group * 4 + bit % 4 + 1] or 1
+              if odd & 1 << bit ~= 0 and math.abs(y) > 1e-5 then
+                fail("d %d, page %d, row %d, channel %d: the sign of %g", d, at,
+                  row + bit // 4 * 16, group * 4 + bit % 4, y)
+              end
+            end
+          end
+        end
+      end, teams)
     end
   end)
 
@@ -91,9 +113,9 @@ describe("digest", function()
       reference.each(function(rt) return ops.digest(rt, layout, by, { lanes = { lane } }) end,
         function(result, fail)
           local values, seen = ops.numbers(result[1]), { false, false }
-          for i, x in ipairs(values) do
-            local which = (i - 1) // width_of(by, 4) + 1
-            seen[which] = seen[which] or x ~= x
+          for i, x in ipairs(values) do          -- bits behind means and scales are no numbers
+            local which, at = (i - 1) // width_of(by, 4) + 1, (i - 1) % width_of(by, 4)
+            seen[which] = seen[which] or x ~= x and at < 16 + page
           end
           if seen[1] or not seen[2] then fail("%s hides it, or spreads it", by) end
         end, teams)
@@ -134,7 +156,7 @@ local function score_of(layout, call, g, at)
   local most = -math.huge
   for h = (g - 1) * group + 1, g * group do
     local q = table.move(call.query, (h - 1) * d + 1, h * d, 1, {})
-    local s = reference.page_score(call.by, q, lane.digest[at + 1]) * layout.scale
+    local s = plain.score(call.by, q, lane.digest[at + 1]) * layout.scale
     most = math.max(most, reference.bent(s, call.cap, call.slopes_at and call.slopes_at[h],
       call.top - lane.at[(at + 1) * page]))
   end
@@ -188,9 +210,10 @@ local function check_lane(layout, call, g, got, fail, exact)
     return a.at < b.at
   end)
   local picked = 0
+  local unsure = call.by == "signs" and 0.03 or 1e-4    -- a sum of signs may round the other way
   for i, other in ipairs(others) do
     if taken[other.at] then picked = picked + 1 end
-    local clear = k > 0 and k < #others and math.abs(other.score - others[k].score) < 1e-4
+    local clear = k > 0 and k < #others and math.abs(other.score - others[k].score) < unsure
       * (1 + math.abs(other.score))
     if (exact or not clear or k == 0) and (taken[other.at] or false) ~= (i <= k) then
       fail("%s: page %d, which ranks %d of %d, for %d", what, other.at, i, #others, k)

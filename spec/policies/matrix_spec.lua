@@ -5,6 +5,7 @@ local cli = require "pyramid.tools.cli"
 local helper = require "spec.helper"
 local ops = require "pyramid_specs"
 local plans = require "pyramid.testing.plans"
+local plain_digests = require "spec.support.digests"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
 local random_model = require "pyramid.tools.random_model"
@@ -93,10 +94,11 @@ local function digest_bytes(p, config, n, layer)
     plan = asker:decode(l, { window = 0 })
   end
   if not plan.read then return 0 end
-  local by = plan.read.by
-  local width = by == score.digest(score.bound()) and 2 * config.head_dim
-    or by == score.digest(score.ball()) and config.head_dim + 1 or config.head_dim
-  return 4 * ((width + 15) // 16 * 16)
+  for _, by in ipairs { "bound", "ball", "mean", "signs" } do
+    if plan.read.by == score.digest(score[by]()) then
+      return 4 * plain_digests.width(by, config.head_dim)
+    end
+  end
 end
 
 -- Whether a prompt's plan guards its last row: then the newest is always there.
@@ -429,7 +431,7 @@ describe("matrix, the folder", function()
     local reports = assert(testing.check_folder("policies", { pyramidinfer = { falls = true } }))
     assert.equal(#names, #reports)
     for _, report in ipairs(reports) do
-      local plan_drops = not ({ full = 1, guide = 1, quest = 1, arkvale = 1,
+      local plan_drops = not ({ full = 1, guide = 1, quest = 1, signs = 1, arkvale = 1,
         infllm = 1 })[report.name]
       assert.equal(not plan_drops, report.keeps_everything, tostring(report))
       assert.not_matches("changes no plan", table.concat(report.notes, "\n"), report.name)

@@ -16,6 +16,8 @@ local PAGE, HEAD = 32, 8
 local cases = {
   quest = { options = { rows = 4 * PAGE, whole = 2 },
     reads = { rows = 4 * PAGE, by = "bound", first = 4, last = 32 }, whole = 2 },
+  signs = { options = { rows = 4 * PAGE, whole = 1, sinks = 4, recent = 40 },
+    reads = { rows = 4 * PAGE, by = "signs", first = 4, last = 40 }, whole = 1 },
   arkvale = { options = { rows = 3 * PAGE, whole = 1, sinks = 32, recent = 33 },
     reads = { rows = 3 * PAGE, by = "ball", first = 32, last = 33 }, whole = 1 },
   infllm = { options = { rows = 6 * PAGE, sinks = 40, recent = 70 },

@@ -21,6 +21,7 @@ end
 local rank = {
   pyramid = 0, ["base/plain"] = 0, ["base/fingerprint"] = 0, ["base/arena"] = 0,
   ["base/disk"] = 0.5, ["base/versioned"] = 0.5, ["base/rowbits"] = 1.5,
+  ["base/hadamard"] = 0, ["base/signs"] = 0.5,
   ["base/tensor"] = 1, ["base/dtype"] = 1, ["base/runtime"] = 1, ["sample/sample_math"] = 1,
   ["backend/op_args"] = 2, ["backend/digest_args"] = 2.5,
   ["backend/backend"] = 3, ["base/unicode"] = 3,
@@ -46,8 +47,8 @@ local rank = {
 }
 
 local kernels_may = { pyramid = true, ["base/tensor"] = true, ["base/dtype"] = true,
-  ["base/rowbits"] = true, ["base/runtime"] = true, ["backend/backend"] = true,
-  ["sample/sample_math"] = true }
+  ["base/rowbits"] = true, ["base/signs"] = true, ["base/runtime"] = true,
+  ["backend/backend"] = true, ["sample/sample_math"] = true }
 local binding_may = { pyramid = true, ["base/plain"] = true, ["base/disk"] = true,
   ["model/convert"] = true, ["base/versioned"] = true, ["grammar/api"] = true }
 local outside = {            -- the program's own

@@ -292,39 +292,6 @@ local function weights_of(order)
   end
 end
 
---- The digest of a page of keys (a sequence of rows), by its kind: its numbers without padding.
-function reference.digest(by, keys)
-  local d, out = #keys[1], {}
-  for i = 1, d do
-    local high, low, sum = -math.huge, math.huge, 0
-    for _, key in ipairs(keys) do
-      high, low, sum = math.max(high, key[i]), math.min(low, key[i]), sum + key[i]
-    end
-    if by == "bound" then out[i], out[d + i] = high, low else out[i] = sum / #keys end
-  end
-  if by == "ball" then
-    local most = 0
-    for _, key in ipairs(keys) do
-      local sum = 0
-      for i = 1, d do sum = sum + (key[i] - out[i]) ^ 2 end
-      most = math.max(most, sum)
-    end
-    out[d + 1] = math.sqrt(most)
-  end
-  return out
-end
-
---- How a page ranks for a query, from its digest, as the papers write it; before scale.
-function reference.page_score(by, q, digest)
-  local sum, size = 0, 0
-  for i = 1, #q do
-    sum = sum + (by == "bound" and math.max(q[i] * digest[i], q[i] * digest[#q + i])
-      or q[i] * digest[i])
-    size = size + q[i] * q[i]
-  end
-  return sum + (by == "ball" and math.sqrt(size) * digest[#q + 1] or 0)
-end
-
 --- Which rows of several segments survive together, by sorting (pyr_choice): ascending rows from 0,
 --- a sequence a segment. `above` is nil where scores are not bounded.
 function reference.choose(segments, least, most, mass, above)

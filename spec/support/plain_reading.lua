@@ -1,5 +1,6 @@
 --- Which rows a step reads where it reads less than is held, in plain Lua, as the papers write it:
 --- what pyr_read and the policies that use it are held against.
+local digests = require "spec.support.digests"
 local reference = require "spec.support.ops_reference"
 
 local reading = {}
@@ -24,9 +25,9 @@ function reading.rows(o, lane, queries, position)
     if not settled[page] then
       local keys = {}
       for row = page * PAGE + 1, (page + 1) * PAGE do keys[#keys + 1] = lane[row].turned end
-      local digest, most = reference.digest(o.by, keys), -math.huge
+      local digest, most = digests.of(o.by, keys), -math.huge
       for h, q in ipairs(queries) do
-        most = math.max(most, reference.bent(reference.page_score(o.by, q, digest) * o.scale, o.cap,
+        most = math.max(most, reference.bent(digests.score(o.by, q, digest) * o.scale, o.cap,
           o.slopes and o.slopes[h], position - lane[last_of(page)].position))
       end
       scores[page] = most

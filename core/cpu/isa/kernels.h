@@ -15,6 +15,7 @@
 
 #include "base/dtype.h"
 #include "base/rowbits.h"
+#include "base/signs.h"
 
 /* A head_dim of 90 takes 96 floats where PYR_PAD counts, and 92 where PYR_UNIT does. */
 enum {
@@ -246,6 +247,9 @@ typedef struct pyr_kernels {
    * PYR_PAD, that follow each other */
   void (*dots)(float *out, const float *q, const float *rows, int64_t count, int dims);
   void (*mix)(float *out, const float *p, const float *rows, int64_t count, int dims);
+  /* as pyr_signs_most (base/signs.h), to the last bit */
+  float (*signs_most)(const float *scales, const uint8_t *signs, const uint8_t *table, float step,
+                      int64_t groups);
   /* x[i] = exp(x[i] - m); returns the maximum m, and the sum in *l; an empty or all -inf x gives
    * -inf and 0 */
   float (*softmax)(float *x, int64_t n, float *l);
