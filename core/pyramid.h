@@ -672,6 +672,9 @@ typedef struct pyr_tier_options {
   size_t size;
   pyr_tier tier;             /* warm or cold */
   pyr_dtype dtype;           /* rows are converted once, as they come down */
+  pyr_bits k, v;             /* PYR_BITS_PLAIN (0): as dtype says; else all of a lane's rows are packed
+                                to so few bits once 64 of them have come down, so that they are
+                                known by what they look like */
   const char *file;          /* NULL: memory, which counts against the pool's budget; else its pages
                                 lie in a file that is made at this path, where there must be none,
                                 and has no name from then on. What lies there is no part of the
@@ -679,8 +682,8 @@ typedef struct pyr_tier_options {
   size_t bytes;              /* the most that the tier may hold; 0: any number, not with a file */
   int64_t rows;              /* the most of a lane; 0: any number */
 } pyr_tier_options;
-/* The next tier of a pool of which no cache has been made; PYR_UNSUPPORTED where its rows are of
- * few bits (pyr_pool_new_packed). Beyond `bytes` or `rows` its oldest rows go on to the tier below;
+/* The next tier of a pool of which no cache has been made. PYR_UNSUPPORTED: rows that a pool of
+ * their own could not have (pyr_pool_new_packed), or a device. Beyond `bytes` or `rows` its oldest rows go on to the tier below;
  * the last tier says PYR_BUDGET then. */
 pyr_status pyr_pool_add_tier(pyr_pool *pool, const pyr_tier_options *options);
 /* Where the budget is full, a prefill or step makes room first: the oldest rows, but for the first

@@ -1,8 +1,8 @@
 /* lcache.c — page pools and caches for Lua.
  *
- *   core.pool(model, dtype, budget [, k, v]) -> pool   pool:bytes()  :close()
- *                                                      :add_tier(name, dtype, bytes, rows, file)
- *                                                      :press()
+ *   core.pool(model, dtype, budget [, k, v]) -> pool   pool:bytes()  :close()  :press()
+ *                                                      :add_tier(name, dtype, bytes, rows, file,
+ *                                                                k, v)
  *   core.cache(model, pool, policy or nil) -> cache    core.load_cache(model, pool, policy, path)
  *                                                      -> cache
  *   core.step({ cache, … }, { id, … } [, { sampler or false, … }]) -> { logits, … }; where there is
@@ -128,7 +128,7 @@ static int pool_bytes(lua_State *L) {
 
 static const char *const tiers[] = { "hot", "warm", "cold", NULL };
 
-/* pool:add_tier("warm", dtype, bytes, rows, file or nil) -> true */
+/* pool:add_tier("warm", dtype, bytes, rows, file or nil, k, v) -> true */
 static int pool_add_tier(lua_State *L) {
   size_t length = 0;
   pyr_pool *pool = check_pool(L, 1);
@@ -137,7 +137,8 @@ static int pool_add_tier(lua_State *L) {
   pyr_tier_options tier = { .size = sizeof tier, .dtype = (pyr_dtype)dtype,
                             .tier = (pyr_tier)luaL_checkoption(L, 2, NULL, tiers),
                             .bytes = (size_t)luaL_checkinteger(L, 4),
-                            .rows = luaL_checkinteger(L, 5) };
+                            .rows = luaL_checkinteger(L, 5), .k = check_bits(L, 7),
+                            .v = check_bits(L, 8) };
   tier.file = luaL_optlstring(L, 6, NULL, &length);
   if (tier.file && strlen(tier.file) != length) return check_path(L, 6), 3;
   pyr_status status = pyr_pool_add_tier(pool, &tier);

@@ -111,9 +111,10 @@ struct pyr_backend {
    * ascending. */
   pyr_status (*gather)(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src,
                        int count, pyr_layout layout, const int32_t *idx, int64_t k);
-  /* Rows from[i] of src become rows to[i] of dst, i < n: K and V, converted where the dtypes differ
-   * (to f32 and back, so that each value is rounded once), positions, and history, which is 0 where
-   * src has none. Keys lie as at their positions: no lane is wide. Pages that are written are dst's
+  /* Rows from[i] of src become rows to[i] of dst, i < n: K and V, converted where they lie in
+   * another form (to f32 and back, so that each value is rounded once; packed rows are of one form
+   * if their lanes have the same `frame`), positions, and history, which is 0 where src has none.
+   * Keys lie as at their positions: no lane is wide. Pages that are written are dst's
    * alone. to, from: host [n]. NULL: the backend's caches have no tiers. */
   pyr_status (*move_rows)(pyr_backend *be, const pyr_lane_view *dst, pyr_layout dst_layout,
                           const int32_t *to, const pyr_lane_view *src, pyr_layout src_layout,

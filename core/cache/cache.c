@@ -274,7 +274,7 @@ static void drop_pages(pyr_cache *cache, pyr_lane *lane, int64_t keep) {
 
 /* The frame of a lane whose pages will be packed comes with its first row, so that nothing is asked
  * for when it learns. */
-static pyr_status frame_new(pyr_cache *cache, pyr_lane *lane) {
+pyr_status pyr_lane_frame(pyr_cache *cache, pyr_lane *lane) {
   pyr_pool *pool = cache->pool;
   size_t bytes = pyr_frame_bytes(pool->layout.head_dim);
   if (lane->frame || !pyr_layout_packs(pool->layout)) return PYR_OK;
@@ -292,13 +292,14 @@ static pyr_status frame_new(pyr_cache *cache, pyr_lane *lane) {
  * where rows 64 to 69 are: if a fork holds it, too, it is copied. At 64 rows the next one begins
  * a page of its own, and nothing is copied. A copy that was made stays where a later part fails:
  * it holds the same rows. */
-pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history) {
+static pyr_status reserve_of(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history,
+                             int kind) {
   int64_t count = pages_for(lane->rows + more), before = lane->page_count;
-  pyr_status status = frame_new(cache, lane);
+  pyr_status status = pyr_lane_frame(cache, lane);
   if (status == PYR_OK) status = table_grow(cache, lane, count);
   while (status == PYR_OK && lane->page_count < count) {
     pyr_page *page = NULL;
-    status = pyr_page_new(cache->pool, kind_of(lane), &page);
+    status = pyr_page_new(cache->pool, kind, &page);
     if (status != PYR_OK) break;
     pyr_lane_set_page(lane, lane->page_count++, page);
   }
@@ -310,9 +311,22 @@ pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool
   return status;
 }
 
-pyr_status pyr_lane_set_packed(pyr_cache *cache, pyr_lane *lane, int64_t at) {
+pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history) {
+  return reserve_of(cache, lane, more, history, kind_of(lane));
+}
+
+pyr_status pyr_lane_reserve_packed(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history) {
+  int packed = pyr_layout_packs(cache->pool->layout) ? PYR_PAGE_PACKED : 0;
+  return reserve_of(cache, lane, more, history, kind_of(lane) | packed);
+}
+
+/* A plain page is the larger one, and the budget is asked for it. */
+pyr_status pyr_lane_set_kind(pyr_cache *cache, pyr_lane *lane, int64_t at, bool packed) {
   pyr_page *page = NULL, *old = lane->pages[at];
-  PYR_TRY(pyr_page_replacement(cache->pool, old->kind | PYR_PAGE_PACKED, &page));
+  int kind = packed ? old->kind | PYR_PAGE_PACKED : old->kind & ~PYR_PAGE_PACKED;
+  if (kind == old->kind) return PYR_OK;
+  PYR_TRY(packed ? pyr_page_replacement(cache->pool, kind, &page)
+          : pyr_page_new(cache->pool, kind, &page));
   pyr_page_free(cache->pool, old);
   pyr_lane_set_page(lane, at, page);
   return PYR_OK;
@@ -510,7 +524,7 @@ void pyr_lane_free(pyr_cache *cache, pyr_lane *lane) {
  * is whole enough for pyr_lane_free. Capacities of its own: row_cap is the source's, and charged
  * anew, as positions are its own. */
 static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *src) {
-  pyr_status status = src->frame ? frame_new(cache, dst) : PYR_OK;
+  pyr_status status = src->frame ? pyr_lane_frame(cache, dst) : PYR_OK;
   if (status == PYR_OK) status = table_grow(cache, dst, src->page_count);
   if (status != PYR_OK) return status;
   if (src->frame) memcpy(dst->frame, src->frame, pyr_frame_bytes(src->frame->head_dim));
@@ -533,9 +547,18 @@ static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *sr
   return pyr_digests_share(cache->pool, &dst->digests, &src->digests);
 }
 
+/* Which kind a page of a lane that is composed anew is, by its place: of a lane that has learned
+ * its frame, in a tier below every page; in the hot tier those that pack.c would pack, all but the
+ * first and the newest. */
+static int kind_at(const pyr_cache *cache, const pyr_lane *lane, int64_t at, int64_t count) {
+  if (!lane->frame || !lane->frame->learned) return PYR_PAGE_PLAIN;
+  bool packed = cache->pool->top || (at > 0 && at < count - 1);
+  return packed ? PYR_PAGE_PACKED : PYR_PAGE_PLAIN;
+}
+
 /* Positions and history of the shared pages come along; budgets are asked for all that is new. The
  * lane itself is only read: whoever fails on the way frees what was made, and nothing has happened.
- * */
+ * The frame stays the lane's until the other takes its place. */
 pyr_status pyr_lane_remake(pyr_cache *cache, const pyr_lane *lane, int64_t skip, int64_t rows,
                            pyr_lane *out) {
   pyr_backend *be = cache->pool->be;
@@ -546,7 +569,7 @@ pyr_status pyr_lane_remake(pyr_cache *cache, const pyr_lane *lane, int64_t skip,
   for (int64_t p = 0; p < count && status == PYR_OK; p++) {
     pyr_page *page = p < skip ? lane->pages[p] : NULL;
     if (page) pyr_page_retain(page);
-    else status = pyr_page_new(cache->pool, PYR_PAGE_PLAIN, &page);
+    else status = pyr_page_new(cache->pool, kind_at(cache, lane, p, count), &page);
     if (status != PYR_OK) break;
     pyr_lane_set_page(out, out->page_count++, page);
   }
@@ -560,8 +583,13 @@ pyr_status pyr_lane_remake(pyr_cache *cache, const pyr_lane *lane, int64_t skip,
   return status;
 }
 
-void pyr_lane_replace(pyr_cache *cache, pyr_lane *lane, pyr_lane *made) {
+/* What it charged for a frame and digests goes over with them. */
+void pyr_lane_replace(pyr_cache *cache, pyr_lane *lane, pyr_lane *made, int64_t same) {
   made->mark = lane->mark, made->floor = lane->floor;
+  made->frame = lane->frame, made->digests = lane->digests;
+  lane->frame = NULL, lane->digests = (pyr_digests){ 0 };
+  pyr_digests_stale(&made->digests, same);
+  pyr_digests_trim(cache->pool, &made->digests, made->rows);
   pyr_lane_free(cache, lane);
   *lane = *made;
   *made = (pyr_lane){ 0 };
@@ -849,8 +877,10 @@ pyr_measure pyr_cache_measure(const pyr_cache *cache) {
     for (int64_t i = 0; i < pyr_cache_lane_count(at); i++) {
       const pyr_lane *lane = &at->lanes[i];
       int64_t pages = pages_for(lane->rows);
-      bytes += (size_t)pages * page * at->pool->page_bytes[kind_of(lane)]
-          + bytes_beside(pages * PYR_PAGE_ROWS, lane->history != NULL, lane->wide);
+      bytes += page * bytes_of_pages(at, lane, pages)
+          + bytes_beside(pages * PYR_PAGE_ROWS, lane->history != NULL, lane->wide)
+          + pyr_digests_bytes(at->pool, &lane->digests);
+      if (lane->frame) bytes += pyr_frame_bytes(lane->frame->head_dim);
     }
     m.bytes[at->pool->tier] = bytes;
     m.held[at->pool->tier] = at->pool->held;

@@ -150,8 +150,12 @@ pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count);
 pyr_status pyr_lane_widen(pyr_cache *cache, pyr_lane *lane);
 /* Page `at` of its table, whoever held that place before. */
 void pyr_lane_set_page(pyr_lane *lane, int64_t at, pyr_page *page);
-/* Gives a lane a packed page, of rows undefined, in the place of page `at`, which is its own. */
-pyr_status pyr_lane_set_packed(pyr_cache *cache, pyr_lane *lane, int64_t at);
+/* Gives a lane a frame that has learned nothing, where its pool packs and it has none. */
+pyr_status pyr_lane_frame(pyr_cache *cache, pyr_lane *lane);
+/* Reserves for a lane of which most pages will be packed, if its pool packs, and that is about to be
+ * filled; then gives it, in the place of page `at`, one that is packed or plain, of rows undefined. */
+pyr_status pyr_lane_reserve_packed(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history);
+pyr_status pyr_lane_set_kind(pyr_cache *cache, pyr_lane *lane, int64_t at, bool packed);
 /* Drops rows from `rows` on and the pages that no longer hold any. Cannot fail. */
 void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows);
 /* Gives back pages beyond the rows held (after a reserve that was not used). */
@@ -168,9 +172,12 @@ void pyr_cache_slide(pyr_cache *cache);
  * is. Within the reserved rows. */
 void pyr_cache_pack_layer(pyr_cache *cache, int layer);
 void pyr_cache_pack(pyr_cache *cache);
-/* Whether lanes of the layer want to know what queries need: their pool packs, and they have
- * learned nothing yet. And tells them: sums of squares of queries [heads, head_dim], host memory,
- * those of a lane's query heads together. */
+/* Learns the lane's frame from rows [begin, end) of its own, or the first of them. Whether it is
+ * there: already, or now; not where rows are few, or memory is short. */
+bool pyr_lane_learn(pyr_cache *cache, pyr_lane *lane, int64_t begin, int64_t end);
+/* Whether lanes of the layer, in any tier, want to know what queries need: their pool packs, and
+ * they have learned nothing yet. And tells those: sums of squares of queries [heads, head_dim], host
+ * memory, those of a lane's query heads together. */
 bool pyr_cache_wants_needs(const pyr_cache *cache, int layer);
 void pyr_cache_add_needs(pyr_cache *cache, int layer, const float *sums);
 /* Gives a lane `rows` rows, what lies beside them (room for whole pages; born: wide pages) and,
@@ -195,8 +202,9 @@ pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_la
  * 31. */
 pyr_status pyr_lane_remake(pyr_cache *cache, const pyr_lane *lane, int64_t skip, int64_t rows,
                            pyr_lane *out);
-/* `made` takes the place of the lane, whose pages lose a reference. Cannot fail. */
-void pyr_lane_replace(pyr_cache *cache, pyr_lane *lane, pyr_lane *made);
+/* `made` takes the place of the lane, whose pages lose a reference, with its frame and what is known
+ * of its pages; the first `same` rows are those that it had. Cannot fail. */
+void pyr_lane_replace(pyr_cache *cache, pyr_lane *lane, pyr_lane *made, int64_t same);
 /* It is empty then, and may be used again. */
 void pyr_lane_free(pyr_cache *cache, pyr_lane *lane);
 

@@ -12,6 +12,10 @@
  * packed page first; one that an eviction shortened may end in one, and takes new rows packed until
  * that is full.
  *
+ * In tiers below the hot one nothing is said any more, and no query sinks: of a lane that has
+ * learned its frame every page is packed. Its rows are packed as they come down (tiers.c), so that
+ * none lies there plain and is rounded again later.
+ *
  * The frame (base/rowbits.h) is learned when LEAST rows are to be packed, from at most MOST of them
  * and from all queries that prefills have shown until then; then it stays, as rows that are packed
  * cannot be taken into another. Until then all rows stay plain.
@@ -39,25 +43,32 @@ static run to_pack(const pyr_lane *lane) {
 
 /* ---- what a frame learns --------------------------------------------------------------------- */
 
+/* A lower tier's lane learns what its own rows look like, as those are losers, and what queries
+ * need, as they are the same queries. */
 bool pyr_cache_wants_needs(const pyr_cache *cache, int layer) {
-  const pyr_lane *lane = pyr_cache_lane(cache, layer, 0);
-  return lane->frame && !lane->frame->learned;
+  for (const pyr_cache *at = cache; at; at = at->below)
+    for (int head = 0; head < at->heads; head++) {
+      const pyr_frame *frame = pyr_cache_lane(at, layer, head)->frame;
+      if (frame && !frame->learned) return true;
+    }
+  return false;
 }
 
 /* How many queries there were does not matter, as needs are compared with each other. */
 void pyr_cache_add_needs(pyr_cache *cache, int layer, const float *sums) {
   int32_t d = cache->pool->layout.head_dim;
-  for (int head = 0; head < cache->heads; head++) {
-    pyr_frame *frame = pyr_cache_lane(cache, layer, head)->frame;
-    for (int32_t c = 0; frame && c < d; c++) frame->channels[c].need += sums[head * d + c];
-  }
+  for (pyr_cache *at = cache; at; at = at->below)
+    for (int head = 0; head < at->heads; head++) {
+      pyr_frame *frame = pyr_cache_lane(at, layer, head)->frame;
+      for (int32_t c = 0; frame && !frame->learned && c < d; c++)
+        frame->channels[c].need += sums[head * d + c];
+    }
 }
 
-/* Whether the lane's frame is there; learned now, if enough rows are. */
-static bool learned(pyr_cache *cache, pyr_lane *lane, run r) {
+bool pyr_lane_learn(pyr_cache *cache, pyr_lane *lane, int64_t begin, int64_t end) {
   pyr_pool *pool = cache->pool;
   pyr_backend *be = pool->be;
-  int64_t begin = r.begin * PYR_PAGE_ROWS, rows = (r.end - r.begin) * PYR_PAGE_ROWS;
+  int64_t rows = end - begin;
   if (lane->frame->learned) return true;
   if (rows < LEAST) return false;
   if (rows > MOST) rows = MOST;
@@ -143,7 +154,9 @@ void pyr_cache_pack_layer(pyr_cache *cache, int layer) {
   for (int head = 0; head < cache->heads; head++) {
     pyr_lane *lane = pyr_cache_lane(cache, layer, head);
     run r = lane->frame ? to_pack(lane) : (run){ 0, 0 };
-    if (r.end > r.begin && learned(cache, lane, r)) count += r.end - r.begin;
+    if (r.end > r.begin
+        && pyr_lane_learn(cache, lane, r.begin * PYR_PAGE_ROWS, r.end * PYR_PAGE_ROWS))
+      count += r.end - r.begin;
   }
   if (count == 0) return;
   size_t pair_bytes = (size_t)count * sizeof(pair),

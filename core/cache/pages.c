@@ -79,7 +79,8 @@ void pyr_pool_free(pyr_pool *pool) {
 size_t pyr_pool_bytes(const pyr_pool *pool) {
   size_t bytes = pool->held;
   for (const pyr_pool *p = pool->below; p; p = p->below)
-    if (p->place) bytes += (size_t)p->pages[PYR_PAGE_PLAIN] * p->page_bytes[PYR_PAGE_PLAIN];
+    for (int kind = 0; kind < PYR_PAGE_KINDS && p->place; kind++)
+      bytes += (size_t)p->pages[kind] * p->page_bytes[kind];
   return bytes;
 }
 
@@ -151,23 +152,28 @@ enum {
   SLAB_BYTES = 2 << 20,          /* … and so many bytes at most: a large page of the system's */
 };
 
-enum { FILE_PAGES = 16 };        /* of a slab in a file, whose extents are of one size */
+enum { FILE_PAGES = 16 };        /* plain ones, of a slab in a file, whose extents are of one size */
 
 static size_t file_extent(const pyr_pool *pool) {
   return (FILE_PAGES * pool->page_bytes[PYR_PAGE_PLAIN] + ALIGN - 1) / ALIGN * ALIGN;
 }
 
+/* 16 plain pages of 8,192 bytes; or, of pages that are packed to 1,160 bytes, 113. */
+static int64_t file_pages(const pyr_pool *pool, int kind) {
+  return (int64_t)(file_extent(pool) / pool->page_bytes[kind]);
+}
+
 /* Sanitizers see the end of an allocation: there each page is one. */
 #if defined(__SANITIZE_ADDRESS__)
 static int64_t slab_pages(const pyr_pool *pool, int kind) {
-  return (void)kind, pool->place ? FILE_PAGES : 1;
+  return pool->place ? file_pages(pool, kind) : 1;
 }
 #else
 /* Of pages of 8192 bytes, at most 2 MiB / 8192 = 256: with none in use 16 are taken at once,
  * with 400 in use 400 / 8 = 50, from 2,048 on 256. What is taken and not used is so an eighth of
  * what is held, or 16 pages, at most. A page larger than 2 MiB is alone. */
 static int64_t slab_pages(const pyr_pool *pool, int kind) {
-  if (pool->place) return FILE_PAGES;
+  if (pool->place) return file_pages(pool, kind);
   int64_t most = (int64_t)(SLAB_BYTES / pool->page_bytes[kind]),
       wanted = pool->pages[kind] / SLAB_PART;
   if (wanted < SLAB_PAGES) wanted = SLAB_PAGES;
@@ -301,10 +307,6 @@ static pyr_status check_tier(const pyr_pool *pool, const pyr_pool *last,
     return pyr_runtime_set_error(pool->rt, PYR_UNSUPPORTED,
                                  "tier \"%s\": the backend %s has no tiers; they are the "
                                  "processor's", pyr_tier_text(o->tier), pool->be->name);
-  if (pyr_layout_packs(pool->layout))   /* their pages are of many sizes, which no tier moves yet */
-    return pyr_runtime_set_error(pool->rt, PYR_UNSUPPORTED,
-                                 "tier \"%s\": rows of few bits (q4, q3, q2) lie in one tier",
-                                 pyr_tier_text(o->tier));
   if (pool->refs > 1 || pool->top)
     return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
                                  "tier \"%s\": the pool has caches already",
@@ -328,7 +330,7 @@ pyr_status pyr_pool_add_tier(pyr_pool *pool, const pyr_tier_options *options) {
   if (fault) return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT, "a tier: %s", fault);
   while (last->below) last = last->below;
   PYR_TRY(check_tier(pool, last, &o));
-  PYR_TRY(pyr_pool_new(pool->model, o.dtype, o.file ? 0 : o.bytes, &made));
+  PYR_TRY(pyr_pool_new_packed(pool->model, o.dtype, o.k, o.v, o.file ? 0 : o.bytes, &made));
   made->tier = o.tier;
   made->rows_most = o.rows;
   pyr_status status = o.file ? pyr_tier_file_new(pool->rt, o.file, o.bytes, file_extent(made),

@@ -12,7 +12,7 @@
  *            compacted layer, the K rows as they came; where pages are packed, before that the
  *            lane's frame (rowbits.h) and for each page a byte, 1 if it is
  *   tiers    version 6 alone: u64 how many lie below the hot one, then for each u64 which it is and
- *            its dtype, and its lanes, as above
+ *            its dtype (dtype_of), and its lanes, as above
  *   note     u64 length and as many bytes: a text that the saver wanted kept with it
  *   check    u64 FNV-1a of all bytes before it
  * Version 6 has tiers, and is written of caches that have some alone; version 5 knows what steps
@@ -246,9 +246,24 @@ static size_t largest_page(const pyr_pool *pool) {
   return most;
 }
 
-/* Where pages are packed: what they are packed by, and which are. */
-static pyr_status save_frame(pyr_stream *s, const pyr_lane *lane) {
-  PYR_TRY(put(s, lane->frame, pyr_frame_bytes(lane->frame->head_dim)));
+/* Whether a lane's frame follows. A lane of a tier below learns what queries need before it has a
+ * row. */
+static bool has_frame(const pyr_cache *cache, int64_t rows) {
+  return pyr_layout_packs(cache->pool->layout) && (rows > 0 || cache->pool->top);
+}
+
+/* Where pages are packed: what they are packed by, and which are. Of a cache that has read nothing
+ * lanes below have no frame yet, and one of zeros is saved; `buffer` holds a page, which is larger.
+ * */
+static pyr_status save_frame(pyr_stream *s, const pyr_lane *lane, int32_t head_dim, char *buffer) {
+  const pyr_frame *frame = lane->frame;
+  if (!frame) {
+    pyr_frame none = { .head_dim = head_dim };
+    memset(buffer, 0, pyr_frame_bytes(head_dim));
+    memcpy(buffer, &none, sizeof none);
+    return put(s, buffer, pyr_frame_bytes(head_dim));
+  }
+  PYR_TRY(put(s, frame, pyr_frame_bytes(head_dim)));
   return put(s, lane->packed, (size_t)(lane->rows + PYR_PAGE_ROWS - 1) / PYR_PAGE_ROWS);
 }
 
@@ -274,8 +289,8 @@ static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lan
     for (int64_t i = state->turned; i < lane->rows; i++) ((int32_t *)rows_buffer)[i] = (int32_t)i;
     if (status == PYR_OK) status = put(s, rows_buffer, used);
   }
-  if (status == PYR_OK && pyr_layout_packs(cache->pool->layout) && lane->rows)
-    status = save_frame(s, lane);
+  if (status == PYR_OK && has_frame(cache, lane->rows))
+    status = save_frame(s, lane, cache->pool->layout.head_dim, buffer);
   for (int64_t at = 0; at < lane->rows && status == PYR_OK; at += PYR_PAGE_ROWS) {
     int64_t n = lane->rows - at < PYR_PAGE_ROWS ? lane->rows - at : PYR_PAGE_ROWS;
     planes p = planes_of(cache, lane->packed && lane->packed[at / PYR_PAGE_ROWS], compact);
@@ -300,7 +315,7 @@ static pyr_status save_tiers(pyr_stream *s, const pyr_cache *cache, char *buffer
   for (const pyr_cache *at = cache->below; at; at = at->below) count++;
   PYR_TRY(put(s, &count, sizeof count));
   for (const pyr_cache *at = cache->below; at; at = at->below) {
-    uint64_t what[2] = { at->pool->tier, at->pool->layout.dtype };
+    uint64_t what[2] = { at->pool->tier, (uint64_t)dtype_of(at->pool->layout) };
     PYR_TRY(put(s, what, sizeof what));
     for (int64_t i = 0; i < pyr_cache_lane_count(at); i++)
       PYR_TRY(save_lane(s, at, &at->lanes[i], buffer, rows_buffer, &plain_state));
@@ -461,7 +476,7 @@ static pyr_status load_frame(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, in
     PYR_TRY(get(s, &packed, 1, "the kinds of pages"));
     if (packed > 1 || (packed && !lane->frame->learned))
       return bad(s, "the kinds of pages", "are out of range");
-    if (packed) PYR_TRY(pyr_lane_set_packed(cache, lane, p));
+    PYR_TRY(pyr_lane_set_kind(cache, lane, p, packed));
   }
   return PYR_OK;
 }
@@ -490,7 +505,7 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, int64_t tokens, pyr
     return bad(s, "rows", "are more than the file holds");
   if (state->turned > rows) return bad(s, "rows", "are fewer than were turned");
   if (state->compact) status = pyr_lane_widen(cache, lane);
-  if (status == PYR_OK) status = pyr_lane_reserve(cache, lane, rows, counts[1] != 0);
+  if (status == PYR_OK) status = pyr_lane_reserve_packed(cache, lane, rows, counts[1] != 0);
   if (status == PYR_OK)
     status = pyr_digests_reserve(cache->pool, &lane->digests, state->read.by, rows);
   if (status != PYR_OK) return status;
@@ -513,7 +528,7 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, int64_t tokens, pyr
       if (chunk[i] < at + i) status = bad(s, "the keys' first positions", "are out of range");
     if (status == PYR_OK) status = be->upload(be, lane->born + at, chunk, (size_t)n * 4);
   }
-  if (status == PYR_OK && packs && rows) status = load_frame(s, cache, lane, rows);
+  if (status == PYR_OK && has_frame(cache, rows)) status = load_frame(s, cache, lane, rows);
   for (int64_t at = 0; at < rows && status == PYR_OK; at += PYR_PAGE_ROWS) {
     static const char *const fields[] = { "keys", "values", "keys as they came" };
     int64_t n = rows - at < PYR_PAGE_ROWS ? rows - at : PYR_PAGE_ROWS;
@@ -570,7 +585,7 @@ static pyr_status load_tiers(pyr_stream *s, pyr_cache *cache, char *buffer) {
   for (pyr_cache *at = cache->below; at; at = at->below) {
     uint64_t what[2];
     PYR_TRY(get(s, what, sizeof what, "the tiers"));
-    if (what[0] != (uint64_t)at->pool->tier || what[1] != (uint64_t)at->pool->layout.dtype)
+    if (what[0] != (uint64_t)at->pool->tier || what[1] != (uint64_t)dtype_of(at->pool->layout))
       return bad(s, "tiers", "differ, by name or dtype, from those of the cache to load into");
     for (int64_t i = 0; i < pyr_cache_lane_count(at); i++)
       PYR_TRY(load_lane(s, at, cache->tokens, &at->lanes[i], buffer, &plain_state));
@@ -707,15 +722,20 @@ done:
 
 /* ---- a file that may serve again ------------------------------------------------------------- */
 
-/* All that load_header holds against the cache it loads into, and nothing of what a cache has
- * read. The policy is left out: rows that no plan has touched are the same under any. */
+/* All that load_header and load_tiers hold against the cache it loads into, and nothing of what a
+ * cache has read. The policy is left out: rows that no plan has touched are the same under any. */
 uint64_t pyr_cache_identity(const pyr_cache *cache) {
   pyr_cache_header h;
   fill_header(cache, &h);
   h.policy = 0;
   h.tokens = h.prompt = h.computed = h.evicted = 0;
   memset(h.name, 0, sizeof h.name);
-  return pyr_fnv(PYR_FNV_START, &h, sizeof h);
+  uint64_t hash = pyr_fnv(PYR_FNV_START, &h, sizeof h);
+  for (const pyr_cache *at = cache->below; at; at = at->below) {
+    uint64_t what[2] = { at->pool->tier, (uint64_t)dtype_of(at->pool->layout) };
+    hash = pyr_fnv(hash, what, sizeof what);
+  }
+  return hash;
 }
 
 /* What was loaded changes places with the cache's emptiness. Tracer and preparer, which the caller

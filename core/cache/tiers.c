@@ -10,9 +10,16 @@
  * behind it are written anew: of 1,000 rows of 256 bytes below, 256 KB at most, at a cut, in a
  * lane. So policies that generate cut some rows at a time (`slack`).
  *
+ * Packed rows. A row of few bits moves as bytes within its lane, and is unpacked and packed again
+ * where it goes to another tier, whose lane has a frame of its own. A lane below packs from the call
+ * on by which it has rows enough to learn its frame from: it is composed once as it is, plain, and
+ * once more from that, packed. In the hot tier a row that comes to the first page or to the newest
+ * is unpacked, as those are plain.
+ *
  * Lists of rows are the host's: the operation that moves rows is the processor's. */
 #include "cache/tiers.h"
 #include "base/arena.h"
+#include "base/rowbits.h"
 
 #include <string.h>
 
@@ -35,8 +42,8 @@ typedef struct composition {       /* all host memory, in one block */
 static void layout(composition *c, int64_t rows, int64_t others, pyr_arena *arena) {
   PYR_PART(arena, c->was, rows);
   PYR_PART(arena, c->others, others);
-  PYR_PART(arena, c->stay, rows);
-  PYR_PART(arena, c->stay_to, rows);
+  PYR_PART(arena, c->stay, rows + others);        /* where rows have come, all of them (pack) */
+  PYR_PART(arena, c->stay_to, rows + others);
   PYR_PART(arena, c->come, others);
   PYR_PART(arena, c->come_to, others);
 }
@@ -66,15 +73,17 @@ static pyr_status positions_of(pyr_cache *cache, const pyr_lane *lane, int32_t *
 }
 
 /* The lane of `cache` takes rows of `src`, a lane of the same sequence in another tier, as c lists
- * them. Rows that stay are copied from the first page on that changes. */
+ * them. Rows that stay are copied from the first page on that changes, `same` of them at most; both
+ * lie in the lane's frame, whichever pages are packed. */
 static pyr_status compose(pyr_cache *cache, pyr_lane *lane, const pyr_cache *other,
                           const pyr_lane *src, composition *c) {
   pyr_backend *be = cache->pool->be;
   pyr_lane made;
-  merge_lists(c);
+  PYR_TRY(pyr_lane_frame(cache, lane));
   int64_t skip = c->same / PYR_PAGE_ROWS, at = skip * PYR_PAGE_ROWS;
   PYR_TRY(pyr_lane_remake(cache, lane, skip, c->stays + c->comes, &made));
   pyr_lane_view to = pyr_lane_get_view(&made), from = pyr_lane_get_view(lane);
+  to.frame = lane->frame;
   pyr_status status = be->move_rows(be, &to, cache->pool->layout, c->stay_to + at, &from,
                                     cache->pool->layout, c->stay + at, c->stays - at);
   if (status == PYR_OK && c->comes > 0) {
@@ -82,9 +91,19 @@ static pyr_status compose(pyr_cache *cache, pyr_lane *lane, const pyr_cache *oth
     status = be->move_rows(be, &to, cache->pool->layout, c->come_to, &source,
                            other->pool->layout, c->come, c->comes);
   }
-  if (status == PYR_OK) pyr_lane_replace(cache, lane, &made);
+  if (status == PYR_OK) pyr_lane_replace(cache, lane, &made, at);
   else pyr_lane_free(cache, &made);
   return status;
+}
+
+/* A lane below that has rows enough by now learns its frame, and is composed of itself: its lists
+ * are all of its rows, and none stays where it is. */
+static pyr_status pack(pyr_cache *cache, pyr_lane *lane, composition *c) {
+  if (!cache->pool->top || !lane->frame || lane->frame->learned
+      || !pyr_lane_learn(cache, lane, 0, lane->rows)) return PYR_OK;
+  c->stays = lane->rows, c->comes = 0, c->same = 0;
+  for (int64_t i = 0; i < lane->rows; i++) c->stay[i] = c->stay_to[i] = (int32_t)i;
+  return compose(cache, lane, cache, lane, c);
 }
 
 typedef struct lane_place { pyr_cache *cache; int layer, head; } lane_place;
@@ -111,7 +130,11 @@ static pyr_status copy_rows(const lane_place *to, const lane_place *from, const 
   memcpy(c.come, chosen, (size_t)n * sizeof *chosen);
   pyr_status status = positions_of(to->cache, lane, c.was);
   if (status == PYR_OK) status = positions_of(from->cache, src, c.others);
-  if (status == PYR_OK) status = compose(to->cache, lane, from->cache, src, &c);
+  if (status == PYR_OK) {
+    merge_lists(&c);
+    status = compose(to->cache, lane, from->cache, src, &c);
+  }
+  if (status == PYR_OK) status = pack(to->cache, lane, &c);
   pyr_release(rt, host.block, count.used);
   return status;
 }
@@ -131,7 +154,10 @@ static pyr_status drop_rows(const lane_place *from, const int32_t *chosen, int64
     if (j < n && chosen[j] == i) j++;
     else c.stay[c.stays++] = (int32_t)i;
   pyr_status status = positions_of(from->cache, lane, c.was);
-  if (status == PYR_OK) status = compose(from->cache, lane, from->cache, lane, &c);
+  if (status == PYR_OK) {
+    merge_lists(&c);
+    status = compose(from->cache, lane, from->cache, lane, &c);
+  }
   pyr_release(rt, host.block, count.used);
   return status;
 }
@@ -277,10 +303,14 @@ pyr_status pyr_tier_promote(pyr_cache *cache, pyr_cache *from, int layer, int he
 
 /* ---- relief ---------------------------------------------------------------------------------- */
 
-/* What a row of a tier takes of the budget: K and V, where they are in memory, and its position. */
+/* What a row of a tier takes of the budget: K and V, where they are in memory, and its position. Of
+ * a tier that packs, as most of its rows lie. */
 static size_t row_bytes(const pyr_cache *cache) {
-  size_t bytes = pyr_row_bytes(cache->pool->layout.dtype, cache->pool->layout.head_dim);
-  return (cache->pool->place ? 0 : 2 * bytes) + sizeof(int32_t);
+  pyr_layout layout = cache->pool->layout;
+  bool packed = pyr_layout_packs(layout);
+  size_t bytes = pyr_plane_row_bytes(layout, packed, PYR_PLANE_K)
+      + pyr_plane_row_bytes(layout, packed, PYR_PLANE_V);
+  return (cache->pool->place ? 0 : bytes) + sizeof(int32_t);
 }
 
 /* From f16 to q8_0 of 64 values: 256 + 4 and 136 + 4 bytes, 120 less; to a file 256. From q8_0 to

@@ -23,13 +23,22 @@ typedef struct move_call {
   const int32_t *to, *from;
 } move_call;
 
-/* One row of K or V. Bytes are copied where the dtype stays: none is rounded that need not be. */
+/* Whether bytes mean the same there and here: plain rows of one dtype, or as few bits in one frame,
+ * which is that of one lane. */
+static bool same_form(const move_call *c, int64_t to, int64_t from, pyr_plane plane) {
+  pyr_bits is = pyr_plane_bits(c->to_layout, pyr_cpu_is_packed(c->dst, to), plane),
+      was = pyr_plane_bits(c->from_layout, pyr_cpu_is_packed(c->src, from), plane);
+  return is == was && (is == PYR_BITS_PLAIN ? c->to_layout.dtype == c->from_layout.dtype
+                       : c->dst->frame == c->src->frame);
+}
+
+/* One row of K or V. Bytes are copied where they may be: none is rounded that need not be. */
 static void move_row(const move_call *c, int64_t to, int64_t from, pyr_plane plane) {
   float row[PYR_BITS_DIMS];
-  if (c->to_layout.dtype == c->from_layout.dtype) {
+  if (same_form(c, to, from, plane)) {
     memcpy(pyr_cpu_place(c->dst, c->to_layout, to, plane),
            pyr_cpu_place(c->src, c->from_layout, from, plane),
-           pyr_row_bytes(c->to_layout.dtype, c->to_layout.head_dim));
+           pyr_plane_row_bytes(c->to_layout, pyr_cpu_is_packed(c->dst, to), plane));
     return;
   }
   pyr_cpu_get_row(c->kernels, row, c->src, c->from_layout, from, plane);

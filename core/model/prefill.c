@@ -84,6 +84,8 @@ static pyr_status prefill_reserve(pyr_prefill *p, int layer) {
   for (int head = 0; head < cache->heads; head++) {
     pyr_lane *lane = pyr_cache_lane(cache, layer, head);
     PYR_TRY(pyr_lane_reserve(cache, lane, p->alive, history));
+    for (pyr_cache *at = cache->below; at; at = at->below)   /* to learn what queries need */
+      PYR_TRY(pyr_lane_frame(at, pyr_cache_lane(at, layer, head)));
     PYR_TRY(pyr_digests_reserve(cache->pool, &lane->digests, p->plan.read.by,
                                 lane->rows + p->alive));
   }
@@ -184,6 +186,7 @@ static pyr_status prefill_run(pyr_prefill *p, int layer) {
     PYR_TRY(prefill_chunk(p, layer, at, pyr_min(PYR_CHUNK, p->alive - at)));
   }
   p->cache->computed += p->alive;
+  if (p->cache->tokens == 0) prefill_tell_needs(p, layer);   /* lower tiers learn by them (tiers.c) */
   PYR_TRY(pyr_layer_plan_end(&p->plan, &survivors, &kept));
   if (!survivors) return PYR_OK;
 
@@ -209,7 +212,6 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   if (s == PYR_OK && p->cache->tokens == 0 && !p->plan.shares) {
     pyr_cache_slide_layer(p->cache, layer, p->n);
     if (p->plan.ahead) return s;
-    prefill_tell_needs(p, layer);
     pyr_cache_pack_layer(p->cache, layer);
   }
   return s;
@@ -323,7 +325,10 @@ static void prefill_layout_host(pyr_prefill *p, pyr_arena *host) {
   PYR_PART(host, p->below, p->cache->heads);
   PYR_PART(host, p->scores, p->cache->layers);
   PYR_PART(host, p->faults, p->cache->layers);
-  if (pyr_layout_packs(p->f.layout)) {
+  bool packs = false;
+  for (const pyr_cache *at = p->cache; at; at = at->below)
+    packs = packs || pyr_layout_packs(at->pool->layout);
+  if (packs) {
     const pyr_model_config *c = &p->f.model->config;
     PYR_PART(host, p->needs, c->layers * (int64_t)c->kv_heads * c->head_dim);
     PYR_PART(host, p->queries, pyr_min(p->n, PYR_CHUNK) * c->heads * c->head_dim);

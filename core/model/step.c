@@ -56,10 +56,14 @@ typedef struct pyr_decode {
   pyr_sample_batch samples;
 } pyr_decode;
 
+static bool same_layout(pyr_layout a, pyr_layout b) {
+  return a.dtype == b.dtype && a.k == b.k && a.v == b.v;
+}
+
 /* Whether two caches' rows lie alike, tier by tier in one dtype, so that one call of the backend
  * can attend to those of both. */
 static bool same_tiers(const pyr_cache *a, const pyr_cache *b) {
-  while (a && b && a->pool->layout.dtype == b->pool->layout.dtype) a = a->below, b = b->below;
+  while (a && b && same_layout(a->pool->layout, b->pool->layout)) a = a->below, b = b->below;
   return !a && !b;
 }
 
@@ -70,9 +74,7 @@ static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int c
     if (caches[i]->pool->model != pool->model)
       return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
                                    "sequence %d of the step belongs to another model", i + 1);
-    pyr_layout layout = caches[i]->pool->layout;
-    if (layout.dtype != pool->layout.dtype || layout.k != pool->layout.k
-        || layout.v != pool->layout.v)
+    if (!same_layout(caches[i]->pool->layout, pool->layout))
       return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
                                    "sequence %d of the step has another cache dtype", i + 1);
     if (!same_tiers(caches[i], caches[0]))

@@ -82,7 +82,7 @@ local Cache = core.cache_methods
 local cache_keys = { policy = "any", dtype = "string|table", budget = "integer|string",
   policy_seconds = "number", trace = "function", sessions = "string|table", tiers = "table",
   pressure = "string" }
-local tier_keys = { dtype = "string", file = "string", bytes = "integer|string", rows = "integer" }
+local tier_keys = { dtype = "string|table", file = "string", bytes = "integer|string", rows = "integer" }
 local tier_names = { "hot", "warm", "cold" }
 
 -- What caches share with a store (pyramid.SessionUse), by cache.
@@ -173,7 +173,7 @@ end
 ---  and the newest of each head; k and v may differ, as in { k = "q8_0", v = "q4" }
 ---@field budget? integer|string   bytes, or "512 MiB"
 ---@field tiers? table<pyramid.TierName, string|pyramid.Tier>
----  where rows may lie: { hot = "f16", warm = "q8_0", cold = { dtype = "q8_0", file = PATH, bytes =
+---  where rows may lie: { hot = "f16", warm = "q4", cold = { dtype = "q2", file = PATH, bytes =
 ---  "1 GiB" } }. Rows are appended to the hot tier (dtype, unless said here); a plan's losers go
 ---  where it says (`losers`). The processor's alone
 ---@field pressure? "fail"|"demote"
@@ -195,7 +195,9 @@ end
 ---@alias pyramid.TierName "hot"|"warm"|"cold"
 
 ---@class pyramid.Tier        of `tiers`; a text stands for { dtype = text }
----@field dtype? string       the hot tier's unless said; rows are converted once, as they come down
+---@field dtype? string|{ k: string, v: string }
+---  the hot tier's unless said; rows are converted once, as they come down. Of few bits (q4, q3,
+---  q2) a lane's rows are packed, all of them, once 64 have come
 ---@field file? string
 ---  pages lie in a file made at this path, where there must be none, and mapped: the system keeps
 ---  in memory what is read, and it is no part of the budget. It loses its name at once, and goes
@@ -248,17 +250,37 @@ local function tiers_of(what, given)
       made[name] = tier
     end
   end
-  if made.hot and made.hot.dtype and given.dtype and made.hot.dtype ~= given.dtype then
-    error(("%s: dtype is '%s', and that of the hot tier '%s'"):format(what, given.dtype,
-      made.hot.dtype), 4)
-  end
   return made
 end
 
-local function check_dtype(what, dtype)
-  if (dtypes.by_name[dtype] or {}).rows then return dtype end
-  error(("%s: a lower tier's dtype is one of %s, not '%s'"):format(what,
-    table.concat(dtypes.rows, ", "), dtype), 4)
+-- How rows are to lie, and where the message is to point; raises on what is no dtype.
+local function format_of(what, dtype, level)
+  local format, fault = cache.row_format(dtype)
+  return format or error(("%s: %s"):format(what, fault), level + 1)
+end
+
+-- The hot tier's format, which may be said in two places.
+local function hot_format(what, given, tiers)
+  local format = format_of(what, tiers.hot and tiers.hot.dtype or given.dtype, 4)
+  if tiers.hot and tiers.hot.dtype and given.dtype then
+    local name = cache.format_name(format)
+    local other = cache.format_name(format_of(what, given.dtype, 4))
+    if name ~= other then
+      error(("%s: dtype is '%s', and that of the hot tier '%s'"):format(what, other, name), 4)
+    end
+  end
+  return format
+end
+
+-- "f16", or "f16 > warm f16,k=q4,v=q4": how rows of all tiers lie.
+local function name_of_tiers(format, tiers)
+  local parts = { cache.format_name(format) }
+  for _, name in ipairs { "warm", "cold" } do
+    local dtype = tiers[name] and tiers[name].dtype
+    parts[#parts + 1] = tiers[name]
+      and name .. " " .. cache.format_name(dtype and cache.row_format(dtype) or format) or nil
+  end
+  return table.concat(parts, " > ")
 end
 
 -- Gives a pool its lower tiers, and says whether memory that is short moves rows down.
@@ -266,8 +288,10 @@ local function add_tiers(pool, what, given, tiers, hot)
   for _, name in ipairs { "warm", "cold" } do
     local tier = tiers[name]
     if tier then
-      local ok, message, code = pool:add_tier(name, check_dtype(what, tier.dtype or hot),
-        options.bytes(what, tier.bytes, 4), tier.rows or 0, tier.file)
+      local format = tier.dtype and format_of(("%s: tier \"%s\""):format(what, name), tier.dtype, 4)
+        or hot
+      local ok, message, code = pool:add_tier(name, format.plain,
+        options.bytes(what, tier.bytes, 4), tier.rows or 0, tier.file, format.k, format.v)
       if not ok then return nil, message, code end
     end
   end
@@ -309,15 +333,7 @@ function cache.prepare(what, model, given)
     error(what .. ": policy_seconds must be 0 or more", 3)
   end
   local tiers = tiers_of(what, given)
-  if given.sessions and (tiers.warm or tiers.cold) then
-    error(what .. ": sessions store caches of one tier; leave `tiers` or `sessions` out", 3)
-  end
-  local format, fault = cache.row_format(tiers.hot and tiers.hot.dtype or given.dtype)
-  if not format then error(("%s: %s"):format(what, fault), 3) end
-  if (format.k or format.v) and (tiers.warm or tiers.cold) then
-    error(what .. ": rows of q4, q3 or q2 lie in one tier; leave `tiers` out, or store the hot tier "
-      .. "otherwise", 3)
-  end
+  local format = hot_format(what, given, tiers)
   if given.sessions then
     store, message, code = sessions.of(given.sessions)
     if not store then return nil, message, code end
@@ -327,7 +343,7 @@ function cache.prepare(what, model, given)
     options.bytes(what, given.budget, 3), format.k, format.v)
   if not pool then return nil, message, code end
   local ok
-  ok, message, code = add_tiers(pool, what, given, tiers, format.plain)
+  ok, message, code = add_tiers(pool, what, given, tiers, format)
   if not ok then
     pool:close()
     return nil, message, code
@@ -336,8 +352,7 @@ function cache.prepare(what, model, given)
   return pool, bound, { seconds = seconds, fn = given.trace and function(record)
     record.model = described
     given.trace(record)
-  end, store = store, policy = found,
-    dtype = cache.format_name(format) }
+  end, store = store, policy = found, dtype = name_of_tiers(format, tiers) }
 end
 
 ---A cache in a pool, new or from a file.

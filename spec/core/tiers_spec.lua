@@ -1,6 +1,5 @@
 -- Caches of several tiers. The oracle: where a tier has the hot one's dtype, and losers go to it
 -- instead of leaving, queries see every row, and logits are those of the cache that keeps all.
-local core = require "pyramid.core"
 local helper = require "spec.helper"
 local pyramid = require "pyramid"
 local policy = require "pyramid.policy"
@@ -285,16 +284,6 @@ describe("tiers", function()
     assert.is_nil(none)
     assert.equal("unsupported", code)
     assert.matches("no tiers", message)
-  end)
-
-  -- Lua's caches refuse it before they make a pool; a host in C has the core alone.
-  it("are refused under rows of few bits by the core itself", function()
-    for _, dtype in ipairs { "q4", "q3", "q2" } do
-      local pool <close> = assert(core.pool(models.cpu:native(), "f16", 0, dtype, dtype))
-      local none, message, code = pool:add_tier("warm", "f16", 0, 0)
-      assert.same({ nil, "unsupported" }, { none, code })
-      assert.matches("few bits", message)
-    end
   end)
 
   it("are asked for by plans that a cache can carry out", function()

@@ -178,7 +178,7 @@ function cli.add_cache_dtype(parser)
   end)
 end
 
--- "hot=f16,warm=q8_0:64 MiB,cold=q8_0:1GiB@FILE": nil and what is wrong, or tiers.
+-- "hot=f16,warm=q4:64 MiB,cold=q2:1GiB@FILE": nil and what is wrong, or tiers.
 local function tiers_of(text)
   local tiers = {}
   for part in text:gmatch "[^,]+" do
@@ -191,10 +191,6 @@ local function tiers_of(text)
       return nil, ("--tiers takes TIER=DTYPE[:SIZE][@FILE] for hot, warm and cold, with commas "
         .. "between, not '%s' (dtypes: %s)"):format(part, table.concat(caches.dtypes, ", "))
     end
-    if not (dtypes.by_name[dtype] or {}).rows then
-      return nil, ("--tiers: a tier's dtype is one of %s, not '%s'"):format(
-        table.concat(dtypes.rows, ", "), dtype)
-    end
     tiers[name] = { dtype = dtype, bytes = size ~= "" and size or nil,
       file = file ~= "" and file or nil }
   end
@@ -204,7 +200,7 @@ end
 ---@param parser table
 function cli.add_tiers(parser)
   option(parser, "--tiers", "TIERS", "Where rows may lie, such as "
-    .. "\"hot=f16,warm=q8_0,cold=q8_0:1GiB@FILE\": a policy's losers go there if it says so "
+    .. "\"hot=f16,warm=q4,cold=q2:1GiB@FILE\": a policy's losers go there if it says so "
     .. "(--policy demote).")
     :convert(tiers_of)
   option(parser, "--pressure", "HOW", "Where --budget is full: fail, or demote the oldest rows.",
