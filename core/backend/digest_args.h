@@ -38,7 +38,11 @@ typedef struct pyr_digests_of {  /* pages [begin, end) of a lane, each of them f
  *
  * with s as the digests give it, times `scale`, cap and slopes as in pyr_attention, and the
  * position of the page's last row; ties go to the lower page, NaN ranks above everything, so that a
- * broken row is read. */
+ * broken row is read.
+ *
+ * Where rows lie in tiers below, too, the pages of all tiers of a lane compete for the rows that
+ * are read: guards are those of the hot tier, which comes first where scores tie; of the others a
+ * page that is not full is read whatever it holds, as the hot lane's newest is. */
 typedef struct pyr_reading {
   const pyr_lane_view *lanes;    /* host [kv_heads]; … */
   const float *const *digests;   /* host [kv_heads] … of their full pages, of kind read.by */
@@ -50,6 +54,8 @@ typedef struct pyr_reading {
   int32_t window;
   float cap;
   const float *slopes;           /* [heads] or NULL */
+  const struct pyr_reading *below;   /* lanes, digests and out of the tier below; NULL: there is
+                                        none */
 } pyr_reading;
 
 /* So many pages are read of a lane of `rows` rows at most. Rows 1,024, first 4, last 64, of 7,000:

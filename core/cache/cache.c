@@ -856,14 +856,20 @@ size_t pyr_cache_layer_bytes(const pyr_cache *cache, int layer) {
 }
 
 /* By counts alone: which pages they are is known when the query is. Two lanes of 4,000 rows of
- * which 1,024 are read, and two that are read whole: 2 * 1,024 + 2 * 4,000 of 16,000, 0.628. */
+ * which 1,024 are read, and two that are read whole: 2 * 1,024 + 2 * 4,000 of 16,000, 0.628. In a
+ * tier below, of which no row is guarded, a page that is not full is read, too. */
 double pyr_cache_reading(const pyr_cache *cache) {
   int64_t held = 0, read = 0;
   for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++) {
     const pyr_read *how = &cache->states[i / cache->heads].read;
-    int64_t rows = cache->lanes[i].rows;
+    int64_t rows = cache->lanes[i].rows, wanted = pages_for(how->rows),
+        settled = pyr_read_pages(&(pyr_read){ 0, how->first, how->last, how->by }, rows);
+    for (const pyr_cache *at = cache->below; at; at = at->below) {
+      rows += at->lanes[i].rows;
+      settled += at->lanes[i].rows % PYR_PAGE_ROWS != 0;
+    }
     held += rows;
-    read += how->rows > 0 ? pyr_min(rows, pyr_read_pages(how, rows) * PYR_PAGE_ROWS) : rows;
+    read += how->rows > 0 ? pyr_min(rows, pyr_max(wanted, settled) * PYR_PAGE_ROWS) : rows;
   }
   return held ? (double)read / (double)held : 1.0;
 }

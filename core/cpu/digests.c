@@ -126,6 +126,7 @@ typedef struct pick_scratch {
   uint8_t *table;          /* [pyr_signs_groups][16] */
 } pick_scratch;
 
+/* rows: of all tiers of a lane, each counted in whole pages. */
 static pick_scratch pick_scratch_of(pyr_arena *arena, int32_t head_dim, int64_t rows) {
   int64_t pages = pyr_ceil_div(rows, PYR_PAGE_ROWS);
   return (pick_scratch){
@@ -160,13 +161,13 @@ static void query_of(const pick_call *c, float *to, const float *q, pyr_digest b
 /* products[0, n) of pages [first, first + n), all full, with a head's query q. Under SIGNS one of a
  * page's rows speaks for it, the highest; a page with a key that is no number has a mean that is
  * none. */
-static void multiply_pages(const pick_call *c, const pyr_reading *r, int g, const float *q,
+static void multiply_pages(const pick_call *c, pyr_digest by, const float *digests, const float *q,
                            int64_t first, int64_t n, const pick_scratch *s) {
   int32_t d = c->layout.head_dim;
-  int64_t width = pyr_digest_width(r->read.by, d), mean = pyr_signs_mean(d);
-  const float *digest = r->digests[g] + first * width;
-  query_of(c, s->query, q, r->read.by);
-  if (r->read.by != PYR_DIGEST_SIGNS) {
+  int64_t width = pyr_digest_width(by, d), mean = pyr_signs_mean(d);
+  const float *digest = digests + first * width;
+  query_of(c, s->query, q, by);
+  if (by != PYR_DIGEST_SIGNS) {
     c->k->dots(s->products, s->query, digest, n, (int)width);
     return;
   }
@@ -180,16 +181,16 @@ static void multiply_pages(const pick_call *c, const pyr_reading *r, int g, cons
   }
 }
 
-/* scores[0, n) of pages [first, first + n), all full. A soft cap bends what it would of a key's
- * score, so that slopes, which come behind it, are to scale; without slopes it changes no rank, but
- * costs little. NaN becomes the highest. */
-static void rank_pages(const pick_call *c, const pyr_reading *r, int g, int64_t first, int64_t n,
-                       const pick_scratch *s) {
-  const pyr_lane_view *lane = &r->lanes[g];
+/* scores[0, n) of pages [first, first + n) of a tier, all full. A soft cap bends what it would of a
+ * key's score, so that slopes, which come behind it, are to scale; without slopes it changes no
+ * rank, but costs little. NaN becomes the highest. */
+static void rank_pages(const pick_call *c, const pyr_reading *r, const pyr_reading *tier, int g,
+                       int64_t first, int64_t n, float *scores, const pick_scratch *s) {
+  const pyr_lane_view *lane = &tier->lanes[g];
   int64_t d = c->layout.head_dim;
   for (int h = 0; h < c->group; h++) {
     int64_t head = (int64_t)g * c->group + h;
-    multiply_pages(c, r, g, r->q + head * d, first, n, s);
+    multiply_pages(c, r->read.by, tier->digests[g], r->q + head * d, first, n, s);
     for (int64_t i = 0; i < n; i++) {
       float x = s->products[i] * c->scale;
       if (r->cap > 0) x = r->cap * tanhf(x / r->cap);
@@ -197,7 +198,7 @@ static void rank_pages(const pick_call *c, const pyr_reading *r, int g, int64_t 
         x -= (float)(r->q_pos[0] - lane->positions[(first + i + 1) * PYR_PAGE_ROWS - 1])
             * r->slopes[head];
       if (x != x) x = INFINITY;
-      s->scores[i] = h == 0 || x > s->scores[i] ? x : s->scores[i];
+      scores[i] = h == 0 || x > scores[i] ? x : scores[i];
     }
   }
 }
@@ -245,40 +246,67 @@ static void take_pages(pyr_lane_view *out, const pyr_lane_view *lane, int64_t fr
  *               *   .  +  .  .  .  +  .   *  *       two of the seven others: the highest scores
  *             low  from                   to  all
  *
- * Under a window `low` is the first page that shows a row. */
+ * Under a window `low` is the first page that shows a row. With a tier below of 4 pages and a half,
+ * the half is settled, too, and one of eleven others is read. */
+typedef struct part { const pyr_reading *tier; int64_t low, from, to, all; } part;
+
+enum { PARTS = 3 };
+
+static part part_of(const pyr_reading *r, const pyr_reading *tier, int g) {
+  const pyr_lane_view *lane = &tier->lanes[g];
+  int64_t first = tier == r ? r->read.first : 0, last = tier == r ? pyr_max(r->read.last, 1) : 0;
+  part p = { .tier = tier, .all = pyr_ceil_div(lane->rows, PYR_PAGE_ROWS),
+             .low = pyr_cpu_visible(lane, r->q_pos[0], r->window).low / PYR_PAGE_ROWS };
+  p.to = pyr_max(p.low, pyr_max(lane->rows - last, 0) / PYR_PAGE_ROWS);
+  p.from = pyr_min(pyr_max(p.low, pyr_ceil_div(first, PYR_PAGE_ROWS)), p.to);
+  return p;
+}
+
+/* A view with nothing in it yet. Pages are read as they are, packed or not: their kinds go along,
+ * and the lane's frame. */
+static void begin_view(pyr_lane_view *out, const pyr_lane_view *lane) {
+  out->history = NULL, out->table = NULL, out->born = NULL, out->rows = 0;
+  out->frame = lane->frame;
+  if (!lane->packed) out->packed = NULL;
+}
+
+/* Scores of all parts lie one after the other, so that those that equal the bar are taken in that
+ * order, the first so many. */
 static void pick_task(void *ctx, int64_t task, int worker) {
   const pick_call *c = ctx;
   const pyr_reading *r = &c->readings[task / c->kv_heads];
-  int g = (int)(task % c->kv_heads);
-  const pyr_lane_view *lane = &r->lanes[g];
-  pyr_lane_view *out = &r->out[g];
-  int64_t all = pyr_ceil_div(lane->rows, PYR_PAGE_ROWS),
-      low = pyr_cpu_visible(lane, r->q_pos[0], r->window).low / PYR_PAGE_ROWS;
-  int64_t to = pyr_max(low, pyr_max(lane->rows - pyr_max(r->read.last, 1), 0) / PYR_PAGE_ROWS),
-      from = pyr_min(pyr_max(low, pyr_ceil_div(r->read.first, PYR_PAGE_ROWS)), to);
-  int64_t n = to - from,
-      k = pyr_ceil_div(r->read.rows, PYR_PAGE_ROWS) - (from - low) - (all - to);
+  int g = (int)(task % c->kv_heads), count = 0;
+  part parts[PARTS];
+  int64_t n = 0, k = pyr_ceil_div(r->read.rows, PYR_PAGE_ROWS);
+  for (const pyr_reading *tier = r; tier && count < PARTS; tier = tier->below) {
+    part p = parts[count++] = part_of(r, tier, g);
+    n += p.to - p.from;
+    k -= (p.from - p.low) + (p.all - p.to);
+  }
   if (k >= n) {
-    *out = *lane;
+    for (int i = 0; i < count; i++) parts[i].tier->out[g] = parts[i].tier->lanes[g];
     return;
   }
-  out->history = NULL, out->table = NULL, out->born = NULL, out->rows = 0;
-  /* pages are read as they are, packed or not: their kinds go along, and the lane's frame */
-  out->frame = lane->frame;
-  if (!lane->packed) out->packed = NULL;
-  take_pages(out, lane, low, from);
-  if (k > 0) {
-    pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
-    pick_scratch s = pick_scratch_of(&arena, c->layout.head_dim, lane->rows);
-    rank_pages(c, r, g, from, n, &s);
-    float bar = kth_of(s.scores, n, k, s.heap);
-    int64_t equal = k;                       /* of those that equal the bar, the first so many */
-    for (int64_t i = 0; i < n; i++) equal -= s.scores[i] > bar;
-    for (int64_t i = 0; i < n; i++)
-      if (s.scores[i] > bar || (s.scores[i] == bar && equal-- > 0))
-        take_pages(out, lane, from + i, from + i + 1);
+  pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
+  pick_scratch s = pick_scratch_of(&arena, c->layout.head_dim, n * PYR_PAGE_ROWS);
+  float bar = INFINITY, *scores = s.scores;
+  for (int i = 0; i < count && k > 0; scores += parts[i].to - parts[i].from, i++)
+    rank_pages(c, r, parts[i].tier, g, parts[i].from, parts[i].to - parts[i].from, scores, &s);
+  if (k > 0) bar = kth_of(s.scores, n, k, s.heap);
+  int64_t equal = k;
+  for (int64_t i = 0; i < n && k > 0; i++) equal -= s.scores[i] > bar;
+  scores = s.scores;
+  for (int i = 0; i < count; scores += parts[i].to - parts[i].from, i++) {
+    part p = parts[i];
+    pyr_lane_view *out = &p.tier->out[g];
+    const pyr_lane_view *lane = &p.tier->lanes[g];
+    begin_view(out, lane);
+    take_pages(out, lane, p.low, p.from);
+    for (int64_t at = 0; at < p.to - p.from && k > 0; at++)
+      if (scores[at] > bar || (scores[at] == bar && equal-- > 0))
+        take_pages(out, lane, p.from + at, p.from + at + 1);
+    take_pages(out, lane, p.to, p.all);
   }
-  take_pages(out, lane, to, all);
 }
 
 /* Bytes: the digests of all pages, once for all heads of a group, as they stay in a cache; and
@@ -292,8 +320,11 @@ static pyr_status cpu_pick_pages(pyr_backend *be, const pyr_reading *readings, i
   int64_t most = 0, cost = 0;
   for (int i = 0; i < count; i++)
     for (int g = 0; g < kv_heads; g++) {
-      most = pyr_max(most, readings[i].lanes[g].rows);
-      cost += readings[i].lanes[g].rows / PYR_PAGE_ROWS * layout.head_dim * c.group * 2;
+      int64_t pages = 0;
+      for (const pyr_reading *tier = &readings[i]; tier; tier = tier->below)
+        pages += pyr_ceil_div(tier->lanes[g].rows, PYR_PAGE_ROWS);
+      most = pyr_max(most, pages * PYR_PAGE_ROWS);
+      cost += pages * layout.head_dim * c.group * 2;
     }
   pyr_status status = pyr_cpu_check(be, "pick_pages",
                                     pyr_cpu_digests_scratch(layout.head_dim, most));

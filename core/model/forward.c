@@ -265,22 +265,24 @@ static pyr_status layer_mix(pyr_forward *f, const pyr_layer *l, float *x, const 
   return half_end(f, x, l->ffn_post_norm, n);
 }
 
-/* The same queries, over the rows of one lower tier: to f->low[to] and f->low_lse[to]. A sink
- * counts once, among the hot rows, and nothing is tracked or summed up here. Lanes of all caches
- * that have no row there give 0, with an lse of -inf. */
+/* The same queries, over the rows of one lower tier, or those of them that were picked: to
+ * f->low[to] and f->low_lse[to]. A sink counts once, among the hot rows, and nothing is tracked or
+ * summed up here. Lanes of all caches that have no row there give 0, with an lse of -inf. */
 static pyr_status attend_tier(const pyr_forward *f, int layer, const pyr_attention *calls,
-                              pyr_cache *const *caches, int each, int count, int depth,
-                              int to, pyr_attention *lower, pyr_lane_view *views) {
+                              pyr_cache *const *caches, int each, int count, int depth, int to,
+                              const pyr_reading *const *readings, pyr_attention *lower,
+                              pyr_lane_view *views) {
   const pyr_model_config *c = &f->model->config;
   pyr_layout layout = f->layout;
   int64_t width = (int64_t)c->heads * c->head_dim, at = 0;
   for (int i = 0; i < count; i++) {
     const pyr_cache *cache = caches[i / each];
-    for (int d = 0; d < depth; d++) cache = cache->below;
+    const pyr_reading *read = readings ? readings[i] : NULL;
+    for (int d = 0; d < depth; d++) cache = cache->below, read = read ? read->below : NULL;
     layout = cache->pool->layout;
-    pyr_layer_views(cache, layer, views + (int64_t)i * c->kv_heads);
     lower[i] = calls[i];
-    lower[i].lanes = views + (int64_t)i * c->kv_heads;
+    lower[i].lanes = read ? read->out : views + (int64_t)i * c->kv_heads;
+    if (!read) pyr_layer_views(cache, layer, views + (int64_t)i * c->kv_heads);
     lower[i].out = f->low[to] + at * width, lower[i].lse = f->low_lse[to] + at * c->heads;
     lower[i].sinks = NULL, lower[i].track = NULL, lower[i].masses = NULL;
     at += calls[i].n;
@@ -296,7 +298,8 @@ static pyr_status attend_tier(const pyr_forward *f, int layer, const pyr_attenti
  *     hot     -> att, tracking with more = low_lse[0]           low[0] joined to att */
 pyr_status pyr_layer_attend(const pyr_forward *f, int layer, const pyr_attention *calls,
                             pyr_cache *const *caches, int each, int count, pyr_track *tracks,
-                            pyr_attention *lower, pyr_lane_view *views) {
+                            const pyr_reading *const *readings, pyr_attention *lower,
+                            pyr_lane_view *views) {
   pyr_backend *be = f->be;
   const pyr_model_config *c = &f->model->config;
   int64_t n = 0;
@@ -311,7 +314,8 @@ pyr_status pyr_layer_attend(const pyr_forward *f, int layer, const pyr_attention
   int depth = 0;
   for (const pyr_cache *at = caches[0]->below; at; at = at->below, depth++) {
     int to = depth > 0;
-    PYR_TRY(attend_tier(f, layer, calls, caches, each, count, depth + 1, to, lower, views));
+    PYR_TRY(attend_tier(f, layer, calls, caches, each, count, depth + 1, to, readings, lower,
+                        views));
     if (to)
       PYR_TRY(be->join(be, f->low[0], f->low_lse[0], f->low[1], f->low_lse[1], n * c->heads,
                        c->head_dim));

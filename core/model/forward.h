@@ -78,10 +78,12 @@ void pyr_layer_add_rows(pyr_cache *cache, int layer, pyr_lane_view *views, int64
 /* Attention of `count` calls to all tiers: calls[i] is as the backend wants it for the hot lanes of
  * caches[i / each], lse included, and its out and lse become those over all rows. Calls lie one
  * after the other in f->att and f->lse. tracks [count]: those that calls point to, whose `more` is
- * set; NULL: none. lower: host [count], views: host [count * kv_heads]; scratch. */
+ * set; NULL: none. readings [count]: what calls read of lower tiers, instead of all rows, where one
+ * is not NULL; NULL: none. lower: host [count], views: host [count * kv_heads]; scratch. */
 pyr_status pyr_layer_attend(const pyr_forward *f, int layer, const pyr_attention *calls,
                             pyr_cache *const *caches, int each, int count, pyr_track *tracks,
-                            pyr_attention *lower, pyr_lane_view *views);
+                            const pyr_reading *const *readings, pyr_attention *lower,
+                            pyr_lane_view *views);
 
 /* Before anything is touched: PYR_ARGUMENT for ids outside of the vocabulary, PYR_CONTEXT for n
  * more tokens than the context has room for. */

@@ -166,7 +166,7 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n
   pyr_attention lower;
   if (wanted) pyr_layer_plan_ask_attention(&p->plan, &a, at);
   if (tiered) a.masses = NULL;   /* of all rows, and so summed up once the tiers are joined */
-  PYR_TRY(pyr_layer_attend(f, layer, &a, &p->cache, 1, 1, NULL, &lower, p->below));
+  PYR_TRY(pyr_layer_attend(f, layer, &a, &p->cache, 1, 1, NULL, NULL, &lower, p->below));
   if (wanted) PYR_TRY(pyr_layer_plan_observe(&p->plan, &a, rot, at));
   if (last_only && !holds_last) return PYR_OK;
   return pyr_layer_finish(f, &f->model->layers[layer], x, last_only ? n - 1 : 0, n);

@@ -231,12 +231,12 @@ static pyr_status probe_chunk(pyr_pass *p, int layer, int64_t at, int64_t n, boo
   pyr_attention lower;
   if (apart)
     PYR_TRY(be->attention(be, &a, 1, f->layout, c->heads, c->kv_heads, f->model->scale));
-  else PYR_TRY(pyr_layer_attend(f, layer, &a, &cache, 1, 1, NULL, &lower, p->below));
+  else PYR_TRY(pyr_layer_attend(f, layer, &a, &cache, 1, 1, NULL, NULL, &lower, p->below));
   PYR_TRY(add_given(p, &a, at));
   if (last) return PYR_OK;
   if (apart) {
     a.lanes = p->views;
-    PYR_TRY(pyr_layer_attend(f, layer, &a, &cache, 1, 1, NULL, &lower, p->below));
+    PYR_TRY(pyr_layer_attend(f, layer, &a, &cache, 1, 1, NULL, NULL, &lower, p->below));
   }
   return pyr_layer_finish(f, &f->model->layers[layer], x, 0, n);
 }

@@ -19,7 +19,7 @@
  * computed. A failed step drops its row. After its reservation a step can fail only if the device
  * does; then rows are as before, but what was tracked of them may have counted the step's
  * attention. */
-#include "model/forward.h"
+#include "model/reading.h"
 #include "sample/sample_batch.h"
 #include "policy/evict.h"
 #include "policy/policy.h"
@@ -43,15 +43,7 @@ typedef struct pyr_decode {
   pyr_lane_view *below;            /* … host [tokens * kv_heads] */
   pyr_track *tracks;               /* host [tokens] */
   pyr_lane_view *views;            /* host [tokens * kv_heads] */
-  int64_t reading, pages;          /* tokens of sequences of which some layer reads less than it
-                                      holds, and the most pages that it reads of a lane */
-  pyr_reading *readings;           /* host [reading] */
-  pyr_lane_view *picked;           /* host [reading * kv_heads] what they read; of each */
-  void **picked_pages;             /* … host [pages], */
-  uint8_t *picked_packed;          /* … host [pages] and … */
-  int32_t *picked_positions;       /* … backend memory [pages * PYR_PAGE_ROWS] */
-  const float **digests;           /* host [reading * kv_heads] */
-  pyr_digests_of *digesting;       /* host [kv_heads] */
+  pyr_readings reading;            /* of sequences of which some layer reads less than it holds */
   int32_t *pos, *rot;              /* host: f.pos and f.rot, before they go over */
   pyr_sample_batch samples;
 } pyr_decode;
@@ -106,18 +98,8 @@ static void step_count_up(pyr_decode *d) {
       compact = compact || d->caches[i]->states[layer].compact;
     }
   }
-  /* one size for all that read less: of a sequence that reads 1,024 rows in some layers and 96 in
-   * others, beside one that reads 512, 32 pages a lane of both */
-  for (int i = 0; i < d->count; i++) {
-    int64_t pages = 0;
-    for (int layer = 0; layer < layers; layer++) {
-      const pyr_read *read = &d->caches[i]->states[layer].read;
-      int64_t rows = pyr_cache_layer_rows(d->caches[i], layer) + d->each;
-      if (read->rows > 0) pages = pyr_max(pages, pyr_read_pages(read, rows));
-    }
-    d->reading += pages > 0 ? d->each : 0;
-    d->pages = pyr_max(d->pages, pages);
-  }
+  pyr_readings_count(&d->reading, d->caches, d->count, d->each);
+  d->longest = pyr_max(d->longest, d->reading.longest);
   if (compact) d->turned = (int64_t)layers * d->tokens;
 }
 
@@ -129,13 +111,7 @@ static void step_layout_host(pyr_decode *d, bool samples, pyr_arena *host) {
   PYR_PART(host, d->attention, d->tokens);
   PYR_PART(host, d->tracks, d->tokens);
   PYR_PART(host, d->views, d->tokens * heads);
-  /* tokens take their turns with these in the order in which a layer reads less for them */
-  PYR_PART(host, d->readings, d->reading);
-  PYR_PART(host, d->picked, d->reading * heads);
-  PYR_PART(host, d->picked_pages, d->reading * heads * d->pages);
-  PYR_PART(host, d->picked_packed, d->reading * heads * d->pages);
-  PYR_PART(host, d->digests, d->reading * heads);
-  PYR_PART(host, d->digesting, d->reading > 0 ? heads : 0);
+  pyr_readings_layout_host(&d->reading, d->tokens, heads, host);
   PYR_PART(host, d->lower, tiers ? d->tokens : 0);
   PYR_PART(host, d->below, tiers ? d->tokens * heads : 0);
   PYR_PART(host, d->pos, d->tokens);
@@ -183,9 +159,8 @@ static pyr_status step_reserve_rows(pyr_decode *d) {
       for (int head = 0; head < c->kv_heads; head++) {
         pyr_lane *lane = pyr_cache_lane(d->caches[i], layer, head);
         PYR_TRY(pyr_lane_reserve(d->caches[i], lane, d->each, pyr_trigger_tracks(trigger)));
-        PYR_TRY(pyr_digests_reserve(d->caches[i]->pool, &lane->digests,
-                                    d->caches[i]->states[layer].read.by, lane->rows + d->each));
       }
+      PYR_TRY(pyr_readings_reserve(d->caches[i], layer, d->each));
     }
   if (d->trial) PYR_TRY(pyr_trial_begin(d->caches[0], d->each));
   PYR_TRY(pyr_evictions_prepare(&d->due));
@@ -202,16 +177,16 @@ static pyr_status step_reserve(pyr_decode *d, const pyr_work *work) {
   pyr_extent extent = { .tokens = d->tokens, .chunk = d->tokens, .logit_rows = d->tokens,
                         .turned = d->turned, .tiers = d->caches[0]->below != NULL };
   pyr_arena count = { 0 }, arena = { 0 };
-  int64_t picked = d->reading * d->f.model->config.kv_heads * d->pages * PYR_PAGE_ROWS;
+  int32_t heads = d->f.model->config.kv_heads;
   pyr_forward_layout(&d->f, &extent, &count);
   pyr_evictions_layout(&d->due, &count);
-  PYR_PART(&count, d->picked_positions, picked);
+  pyr_readings_layout(&d->reading, heads, &count);
   PYR_TRY(be->reserve(be, work));
   PYR_TRY(pyr_pool_workspace(d->caches[0]->pool, count.used, &arena.block));
   PYR_TRY(step_reserve_rows(d));
   pyr_forward_layout(&d->f, &extent, &arena);
   pyr_evictions_layout(&d->due, &arena);
-  PYR_PART(&arena, d->picked_positions, picked);
+  pyr_readings_layout(&d->reading, heads, &arena);
   return PYR_OK;
 }
 
@@ -286,74 +261,11 @@ static pyr_status step_attend(const pyr_decode *d, int layer) {
   for (int t = 0; t < d->tokens; t += apart ? 1 : d->tokens) {
     if (apart) PYR_TRY(pyr_trial_remember(d->caches[0], layer, t));
     PYR_TRY(pyr_layer_attend(f, layer, d->attention + t, d->caches + t / d->each, d->each,
-                             apart ? 1 : d->tokens, d->tracks + t, d->lower, d->below));
+                             apart ? 1 : d->tokens, d->tracks + t,
+                             d->reading.tokens > 0 ? d->reading.of + t : NULL, d->lower,
+                             d->below));
   }
   return PYR_OK;
-}
-
-/* Digests of pages that have filled up since the last step, of all lanes of a layer in one call. A
- * lane of 7,680 rows, 240 pages, behind a prompt:
- *
- *     step      1      2 .. 32   33      34 .. 64   65
- *     digests   240    none      1       none       1
- *
- * If the step fails afterwards they stay: they are of full pages, which a row that is dropped again
- * was not the last of, or which are stale with it (pyr_digests_trim). */
-static pyr_status step_digest(pyr_decode *d, pyr_cache *cache, int layer,
-                              const pyr_lane_view *views) {
-  pyr_backend *be = d->f.be;
-  int count = 0;
-  for (int head = 0; head < cache->heads; head++)
-    count += pyr_digests_wait(&pyr_cache_lane(cache, layer, head)->digests, &views[head],
-                              &d->digesting[count]);
-  if (count == 0) return PYR_OK;
-  PYR_TRY(be->digest(be, d->digesting, count, d->f.layout, cache->states[layer].read.by));
-  for (int head = 0; head < cache->heads; head++)
-    pyr_digests_made(&pyr_cache_lane(cache, layer, head)->digests, &views[head]);
-  return PYR_OK;
-}
-
-/* Tokens of sequences whose layer reads less than it holds get other lanes to attend to: views of
- * the pages that their queries pick. Sequences of one step need not agree on any of it.
- *
- *     sequences    a  b  c        b reads all rows
- *     readings     [a][c]         of their own lanes
- *     attention    a' b  c'       a', c': what was picked, or the lane itself where it is short
- *
- * In numbers: 9 heads over 3 lanes of 7,680 rows of 64 channels in f16 are 5.6 MiB a layer. Their
- * digests by bounds are 360 KiB, and of 1,024 rows that are read 768 KiB are left.
- *
- * Of several tokens of one sequence each picks among the pages that were full before it, as in a
- * step of its own. Views are made anew in each layer: picking may leave the lane's own in their
- * place, which has other pages and positions than those that were laid out for what is picked. */
-static pyr_status step_pick_pages(pyr_decode *d, int layer) {
-  pyr_forward *f = &d->f;
-  const pyr_model_config *c = &f->model->config;
-  int n = 0;
-  for (int t = 0; t < d->tokens && d->reading > 0; t++) {
-    pyr_cache *cache = d->caches[t / d->each];
-    const pyr_read *read = &cache->states[layer].read;
-    pyr_attention *a = &d->attention[t];
-    if (read->rows == 0) continue;
-    if (t % d->each == 0)
-      PYR_TRY(step_digest(d, cache, layer, d->attention[t + d->each - 1].lanes));
-    int64_t first = (int64_t)n * c->kv_heads;
-    /* room for what is picked; it is used where a lane holds more than is read */
-    for (int head = 0; head < c->kv_heads; head++) {
-      int64_t at = (first + head) * d->pages;
-      d->digests[first + head] = pyr_cache_lane(cache, layer, head)->digests.values;
-      d->picked[first + head] = (pyr_lane_view){
-        .pages = d->picked_pages + at, .positions = d->picked_positions + at * PYR_PAGE_ROWS,
-        .packed = d->picked_packed + at };
-    }
-    d->readings[n++] = (pyr_reading){ .lanes = a->lanes, .digests = d->digests + first,
-                                      .out = d->picked + first, .q = a->q, .q_pos = a->q_pos,
-                                      .read = *read, .window = a->window, .cap = a->cap,
-                                      .slopes = a->slopes };
-    a->lanes = d->picked + first;
-  }
-  return n == 0 ? PYR_OK : f->be->pick_pages(f->be, d->readings, n, f->layout, c->heads,
-                                             c->kv_heads, f->model->scale);
 }
 
 /* One product for all tokens, so that weights are read once; then each sequence's rows to its own
@@ -384,7 +296,7 @@ static pyr_status step_layer(pyr_decode *d, int layer) {
     if (t % d->each > 0) memcpy(views, views - c->kv_heads, (size_t)c->kv_heads * sizeof *views);
     pyr_layer_add_rows(d->caches[t / d->each], layer, views, 1);
   }
-  PYR_TRY(step_pick_pages(d, layer));
+  PYR_TRY(pyr_readings_pick(&d->reading, f, layer, d->caches, d->count, d->each, d->attention));
   PYR_TRY(step_attend(d, layer));
   return pyr_layer_finish(f, &f->model->layers[layer], f->x, 0, d->tokens);
 }

@@ -43,7 +43,7 @@ local rank = {
   ["policy/observe"] = 10,
   ["cache/session"] = 11, ["policy/evict"] = 11, ["policy/evict_now"] = 12,
   ["policy/promote"] = 12, ["model/forward"] = 7,
-  ["model/probe"] = 13, ["model/prefill"] = 14, ["model/step"] = 12,
+  ["model/reading"] = 11, ["model/probe"] = 13, ["model/prefill"] = 14, ["model/step"] = 12,
 }
 
 local kernels_may = { pyramid = true, ["base/tensor"] = true, ["base/dtype"] = true,
