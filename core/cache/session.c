@@ -587,8 +587,10 @@ static pyr_status load_tiers(pyr_stream *s, pyr_cache *cache, char *buffer) {
     PYR_TRY(get(s, what, sizeof what, "the tiers"));
     if (what[0] != (uint64_t)at->pool->tier || what[1] != (uint64_t)dtype_of(at->pool->layout))
       return bad(s, "tiers", "differ, by name or dtype, from those of the cache to load into");
-    for (int64_t i = 0; i < pyr_cache_lane_count(at); i++)
-      PYR_TRY(load_lane(s, at, cache->tokens, &at->lanes[i], buffer, &plain_state));
+    for (int64_t i = 0; i < pyr_cache_lane_count(at); i++) {
+      pyr_layer_state state = { .read = cache->states[i / cache->heads].read };
+      PYR_TRY(load_lane(s, at, cache->tokens, &at->lanes[i], buffer, &state));
+    }
   }
   return check_tiers(s, cache);
 }

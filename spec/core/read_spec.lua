@@ -264,6 +264,57 @@ describe("a step that reads less than is held", function()
     assert.equal(0, short:bytes())
   end)
 
+  it("picks among the rows of all tiers, wherever they lie", function()
+    local tiers = { { hot = "f32", warm = "f32" }, { hot = "f32", cold = "f32" },
+      { hot = "f32", warm = { dtype = "f32", rows = 100 }, cold = "f32" } }
+    for _, by in ipairs { "bound", "ball", "mean" } do
+      for i, declared in ipairs(tiers) do
+        local ids, more = prompt(math.random(250, 330), 20 + i), prompt(12, 30)
+        local o = { rows = 4 * PAGE, by = by, first = 1, last = 20, scale = HEAD ^ -0.5 }
+        local function plan(_, l)
+          return { keep = math.min(l.rows, 90), guard = { first = 2, last = 10 }, share = "pool",
+            score = score.key_norm(), losers = { to = declared.warm and "warm" or "cold" },
+            read = { rows = o.rows, by = score[by](), guard = { first = o.first, last = o.last } } }
+        end
+        local p = policy { name = "lower", prefill = plan, decode = plan, trigger = function()
+          return { over = 60 + 10 * i }
+        end }
+        local cache <close> = new(p, { tiers = declared })
+        assert(cache:prefill(ids))
+        local lanes, want, got = llama:lanes(), {}, {}
+        for _, id in ipairs(ids) do llama:step(lanes, id) end
+        local below = {}
+        llama.reads = function(lane, queries, layer, position)
+          local head = lane == lanes[layer][1] and 1 or 2
+          local parts, where = { {}, {}, {} }, {}
+          for at, tier in ipairs { "hot", "warm", "cold" } do
+            for _, held in ipairs(below[layer][head][tier]) do where[held] = at end
+          end
+          for _, row in ipairs(lane) do table.insert(parts[where[row.position] or 1], row) end
+          return reading.rows(o, parts[1], queries, position, { parts[2], parts[3] })
+        end
+        for t, id in ipairs(more) do
+          for layer = 1, SHAPE.layers do
+            below[layer] = {}
+            for head = 1, SHAPE.kv_heads do
+              below[layer][head] = {}
+              for _, tier in ipairs { "hot", "warm", "cold" } do
+                below[layer][head][tier] = declared[tier] and cache:positions(layer, head, tier)
+                  or {}
+              end
+            end
+          end
+          want[t] = llama:step(lanes, id)
+          got[t] = totable(cache:step(id))
+        end
+        llama.reads = nil
+        assert_near(want, got, ("%s, tiers %d"):format(by, i))
+        assert.is_true(cache:reading() < 0.6)
+        assert.equal(1, cache:fraction())
+      end
+    end
+  end)
+
   it("looks at a sliding window's rows alone, and slides", function()
     local path = folder .. "/window"
     assert(random_model.write(path, { shape = SHAPE, dtype = "f32", seed = 12 }))

@@ -70,13 +70,14 @@ local function read_lane(take, format, d, lower)
 end
 
 --- All rows of a saved cache without compacted layers or a note, lane by lane, in the order of their
---- positions; and how many of the pages in each tier were packed.
+--- positions; how many of the pages in each tier were packed; and whether a hot lane is `open`: ends
+--- in a packed page that has room.
 function saved_rows.read(bytes)
   local version, layers, heads, d, dtype = string.unpack("<I4xxxxi4i4i4i4", bytes, 9)
   local take = reader(bytes)
   local head = take(256)
   local states = take(layers * 144)
-  local lanes, packed, code, lower = {}, {}, dtype, false
+  local lanes, packed, code, lower, open = {}, {}, dtype, false, false
   local function tier()
     local count = 0
     for i = 1, layers * heads do
@@ -84,6 +85,7 @@ function saved_rows.read(bytes)
       lanes[i] = lanes[i] or {}
       table.move(lane, 1, #lane, #lanes[i] + 1, lanes[i])
       count = count + select(2, kinds:gsub("\1", ""))
+      open = open or not lower and #lane % PAGE > 0 and kinds:byte(-1) == 1
     end
     packed[#packed + 1] = count
   end
@@ -97,7 +99,7 @@ function saved_rows.read(bytes)
   for _, lane in ipairs(lanes) do
     table.sort(lane, function(a, b) return a.position < b.position end)
   end
-  return { head = head, states = states, lanes = lanes, packed = packed, d = d,
+  return { head = head, states = states, lanes = lanes, packed = packed, open = open, d = d,
     rest = take "<i8" }
 end
 
