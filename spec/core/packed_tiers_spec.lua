@@ -399,3 +399,106 @@ describe("tiers of every dtype", function()
     end
   end)
 end)
+
+-- What a process of its own does: reads and steps with a tier in a file of this folder.
+local worker = [[
+  local pyramid = require "pyramid"
+  local policy = require "pyramid.policy"
+  local model_path, folder, turns = ...
+  local model = assert(pyramid.model(model_path, { threads = 1 }))
+  local function plan(_, l)
+    return { keep = math.min(20, l.rows), share = "head", losers = { to = "cold" },
+      guard = { last = 6 } }
+  end
+  local cache = assert(model:cache { tiers = { hot = "q4",
+    cold = { dtype = "q3", file = folder .. "/tier", bytes = "64 MiB" } },
+    policy = policy { name = "some", prefill = plan, decode = plan,
+      trigger = function() return { over = 21 } end } })
+  local function ids(n, seed)
+    local out = {}
+    for i = 1, n do out[i] = (i * i * 31 + seed * 7 + i) % model.config.vocab end
+    return out
+  end
+  local function positions()
+    local all = {}
+    for layer = 1, model.config.layers do
+      for head = 1, model.config.kv_heads do
+        all[#all + 1] = table.concat(cache:positions(layer, head), " ")
+      end
+    end
+    return table.concat(all, "\n")
+  end
+  assert(cache:prefill(ids(100, 0)))
+  assert(cache:save(folder .. "/saved"))
+  for turn = 1, math.tointeger(tonumber(turns)) do
+    local before, tokens = positions(), cache:tokens()
+    local ok, message, code = cache:prefill(ids(60, turn))
+    for i = 1, ok and 4 or 0 do
+      if ok then
+        before, tokens = positions(), cache:tokens()
+        ok, message, code = cache:step(i)
+      end
+    end
+    if not ok then
+      assert(before == positions() and tokens == cache:tokens())
+      assert(cache:prefill({ 1 }, { prune = false }))
+      print(code, message)
+      return
+    end
+  end
+  print "done"
+]]
+
+describe("a tier in a file", function()
+  local folder
+  before_each(function()
+    folder = shell.folder()
+    helper.write(folder .. "/worker.lua", worker)
+  end)
+  after_each(function() shell.remove(folder) end)
+
+  local function line(into, turns)
+    return ("%s %s/worker.lua %s %s %d"):format(shell.program, folder,
+      shell.quote(models.cpu.path), into, turns)
+  end
+
+  it("outlives its folder", function()
+    local own = shell.folder()
+    local tiers = { hot = "f16", cold = { dtype = "q4", file = own .. "/tier",
+      bytes = "4 MiB" } }
+    local cache <close> = assert(models.cpu:cache { tiers = tiers, policy = keeper(20, "cold") })
+    local twin <close> = new({ hot = "f16", cold = "q4" }, keeper(20, "cold"))
+    for _, c in ipairs { cache, twin } do assert(c:prefill(prompt(150, 1))) end
+    shell.remove(own)
+    for _, c in ipairs { cache, twin } do assert(c:prefill(prompt(150, 2))) end
+    for i = 1, 30 do
+      assert.same(assert(twin:step(i)):totable(), assert(cache:step(i)):totable())
+    end
+  end)
+
+  it("says where its disk is full, and loses nothing", function()
+    local inner = ("mount -t tmpfs -o size=256k none %s/small && exec %s"):format(folder,
+      line(folder .. "/small", 4000))
+    assert(os.execute("mkdir " .. folder .. "/small"))
+    local _, _, status = shell.run(("unshare -rm mount -t tmpfs -o size=8k none %s/small"):format(
+      folder))
+    if status ~= 0 then return pending("a process here may mount no file system of its own") end
+    local out, err = shell.run(("unshare -rm sh -c %s"):format(shell.quote(inner)))
+    assert.matches("^io\t.*file of a tier cannot grow", out, out .. err)
+  end)
+
+  it("leaves nothing behind where its process is killed", function()
+    for turn = 1, 4 do
+      shell.run(("%s & sleep %.2f; kill -9 $!; wait"):format(line(folder, 100000),
+        0.2 + 0.15 * turn))
+      local left = {}
+      for name in require "lfs".dir(folder) do left[#left + 1] = name end
+      table.sort(left)
+      assert.same({ ".", "..", "saved", "worker.lua" }, left)
+      local loaded <close> = assert(models.cpu:load_cache(folder .. "/saved", { tiers = {
+        hot = "q4", cold = { dtype = "q3", file = folder .. "/again", bytes = "4 MiB" } } }))
+      assert.equal(100, loaded:rows(1, 1))
+      assert(loaded:step(1))
+    end
+  end)
+end)

@@ -323,6 +323,45 @@ describe("a store of sessions", function()
     assert.equal(268, cache:reused())
   end)
 
+  it("serves caches of tiers, each kind of them apart", function()
+    local store, ids = open(), join(prompt(1, 300), prompt(2, 60))
+    local function tiers(warm)
+      local path = os.tmpname()
+      os.remove(path)
+      return { hot = "f16", warm = warm, cold = { dtype = "q2", file = path, bytes = "8 MiB" } }
+    end
+    local by = require "pyramid.policy".demote(assert(pyramid.policy("snapkv", { rows = 60 })))
+    local function read(warm, wanted)
+      local whole <close> = assert(tiny:cache { policy = by, tiers = tiers(warm) })
+      local cache <close> = assert(tiny:cache { policy = by, tiers = tiers(warm),
+        sessions = store })
+      local one, other = assert(whole:prefill(ids)), assert(cache:prefill(ids))
+      assert.equal(wanted, cache:reused())
+      assert.is_true(one:kl(other) < 0.02, one:kl(other))
+      assert.equal(whole:rows(1, 1, "hot"), cache:rows(1, 1, "hot"))
+      assert.equal(whole:rows(1, 1, "warm"), cache:rows(1, 1, "warm"))
+      assert.is_true(cache:rows(1, 1, "warm") > 0)
+    end
+    read("q4", 0)
+    local taken = #ids - 1                   -- the last token is read for its logits
+    local found = assert(store:list())
+    assert.is_true(#found > 0)
+    assert.equal("f16 > warm f16,k=q4,v=q4 > cold f16,k=q2,v=q2", found[1].dtype)
+    local reused = (function()
+      local cache <close> = assert(tiny:cache { policy = by, tiers = tiers "q4",
+        sessions = store })
+      assert(cache:prefill(ids))
+      return cache:reused()
+    end)()
+    assert.is_true(reused > 128 and reused <= taken)
+    read("q4", reused)
+    read("q3", 0)
+    local plain <close> = assert(tiny:cache { policy = by, sessions = store })
+    assert(plain:prefill(ids))
+    assert.equal(0, plain:reused())
+    assert.same({}, store.warnings)
+  end)
+
   it("checks its options, and the call's", function()
     assert.error_matches(function() pyramid.sessions(folder, { byte = 1 }) end,
       "pyramid.sessions: unknown option 'byte' %(known: bytes, every, least, warn%)")
