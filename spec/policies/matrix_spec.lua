@@ -391,6 +391,61 @@ for _, name in ipairs(names) do
       end)
     end
 
+    it("demotes over tiers of few bits, and loses nothing", function()
+      local model, down = models.GQA, policy.demote(p, "warm")
+      local function declared()
+        local path = helper.tmp()
+        os.remove(path)
+        return { hot = "f16", warm = { dtype = "q4", rows = 70 },
+          cold = { dtype = "q2", file = path, bytes = "4 MiB" } }
+      end
+      local cache <close> = assert(model:cache { policy = down, tiers = declared() })
+      local logits, message, code = cache:prefill(prompt(150))
+      if not logits then                     -- merged rows, or turned keys
+        assert.equal("policy", code)
+        assert.matches("losers", message)
+        assert.equal(0, cache:tokens())
+        return
+      end
+      local alone <close> = start(model, p, "f16", 150)
+      steps_on(cache, 151, 190)
+      steps_on(alone, 151, 190)
+      local whole = alone:computed() >= model.config.layers * 190    -- passes count as well
+      for layer = 1, model.config.layers do
+        local hot, wanted = 0, 0
+        for head = 1, model.config.kv_heads do
+          hot, wanted = hot + cache:rows(layer, head, "hot"), wanted + alone:rows(layer, head)
+          assert.is_true(not whole or cache:rows(layer, head) == 190)
+        end
+        assert.equal(wanted, hot)
+      end
+      assert.equal(whole, cache:evicted() == 0)
+      local fork <close> = assert(cache:fork())
+      local path = helper.tmp()
+      assert(cache:save(path))
+      local loaded <close> = assert(model:load_cache(path, { policy = down, tiers = declared() }))
+      os.remove(path)
+      local one = steps_on(cache, 191, 230)
+      assert.equal(one:tostring(), steps_on(fork, 191, 230):tostring())
+      assert.equal(one:tostring(), steps_on(loaded, 191, 230):tostring())
+      for _, other in ipairs { fork, loaded } do
+        assert.equal(all_positions(cache, model), all_positions(other, model))
+        assert.equal(cache:bytes(), other:bytes())
+      end
+      local batch <close> = assert(model:batch { policy = down, tiers = declared() })
+      local handle = assert(batch:add(prompt(150)))
+      assert(batch:add(prompt(33)))
+      assert(batch:step())
+      for i = 151, 190 do
+        assert(batch:push(handle, ids[i]))
+        assert(batch:step())
+      end
+      local again <close> = assert(model:cache { policy = down, tiers = declared() })
+      assert(again:prefill(prompt(150)))
+      steps_on(again, 151, 190)
+      assert.equal(all_positions(again, model), all_positions(handle, model))
+    end)
+
     it("is the same on one, two and three threads", function()
       local kept
       for threads = 1, 3 do
