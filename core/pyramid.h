@@ -595,6 +595,11 @@ typedef struct pyr_trigger {  /* when decode plans run, and what is tracked unti
                            PYR_S_LEARNED: each row is given its number when it is made, also by a
                            step, and keeps it; a cache tracks one table in all layers and for good,
                            and rows from before have 0 */
+  int64_t recall;       /* 0, or, of a trigger that tracks attention and does not rank rows once: that
+                           is tracked of rows in lower tiers, too, while text is generated, which
+                           costs another attention to them a step; and when the trigger fires, so
+                           many rows of each lane, those with the most, come up before the plan ranks
+                           the hot ones. They stay away where the budget has no room for them */
 } pyr_trigger;
 
 /* Numbers that a PYR_S_TABLE reads; host memory, unchanged while the policy lives. What lies beyond

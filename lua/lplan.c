@@ -9,7 +9,7 @@
  *   first and lead are strings of packed i4
  *   prefill(shape…) -> keep, first, last, share, prune, program, least, mass, threshold, rotate,
  *   above, weight (a program), read, losers (0, or the tier that they go to) or nothing: keep all
- *   trigger(shape…) -> every, over, window, once, program or nothing: never fires
+ *   trigger(shape…) -> every, over, window, once, program, recall or nothing: never fires
  *   decode(shape…)  -> as prefill
  *
  * keep is a number, or a string of one packed i4 for each head; threshold is nil where losers are
@@ -118,6 +118,7 @@ static void read_trigger(lua_State *L, int at, pyr_trigger *trigger) {
   trigger->window = luaL_checkinteger(L, at + 2);
   trigger->once = lua_toboolean(L, at + 3);
   if (pyr_lua_read_program(L, at + 4, &track, 1) == 1) trigger->track = track;
+  trigger->recall = luaL_checkinteger(L, at + 5);
 }
 
 /* The strings at `at` and `at + 1` are kept with the policy, as what is read points into them. */
@@ -167,7 +168,7 @@ static int call_policy(lua_State *L) {
   const lua_Integer numbers[] = { s->layer + 1, s->layers, s->prompt, s->past, s->rows, s->waiting,
                                   s->tokens, s->heads, s->kv_heads, s->head_dim };
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) lua_pushinteger(L, numbers[i]);
-  lua_call(L, sizeof numbers / sizeof *numbers, call->plan ? 14 : call->trigger ? 5 : 6);
+  lua_call(L, sizeof numbers / sizeof *numbers, call->plan ? 14 : 6);
   if (lua_isnil(L, 2)) return 0;
   if (call->plan) read_plan(L, 2, call->plan);
   else if (call->trigger) read_trigger(L, 2, call->trigger);

@@ -106,6 +106,8 @@ typedef struct pyr_track {       /* history[j] = decay * history[j] + w(q, j) * 
   const float *more;             /* [heads] logarithm of the denominators of rows that are attended
                                     to elsewhere (backend.h, join), which count in p_h, but in
                                     neither out nor lse; NULL: none, as always where `join` is */
+  const float *all;              /* [heads] or that of all rows, these and others: as `more`, where
+                                    the whole is known; NULL: it is not */
 } pyr_track;
 
 typedef struct pyr_attention {   /* causal attention of n queries of one sequence over its kv_heads

@@ -121,6 +121,11 @@ static inline bool pyr_trigger_tracks(const pyr_trigger *trigger) {
   return pyr_trigger_sums(trigger) || pyr_trigger_learns(trigger);
 }
 
+/* Whether rows in lower tiers carry one, too, and some come up when it fires. */
+static inline bool pyr_trigger_recalls(const pyr_trigger *trigger) {
+  return trigger->recall > 0 && pyr_trigger_sums(trigger);
+}
+
 /* Whether that is the highest that any query and any query head gave, and not a sum. */
 static inline bool pyr_trigger_tracks_max(const pyr_trigger *trigger) {
   return trigger->track.code == PYR_S_ATTENTION && trigger->track.a == PYR_MAX;

@@ -11,8 +11,9 @@
  *            the positions that keys came to, then page by page the K rows, the V rows and, in a
  *            compacted layer, the K rows as they came; where pages are packed, before that the
  *            lane's frame (rowbits.h) and for each page a byte, 1 if it is
- *   tiers    version 6 alone: u64 how many lie below the hot one, then for each u64 which it is and
- *            its dtype (dtype_of), and its lanes, as above
+ *   tiers    version 6 alone: u64 how many lie below the hot one, for each layer u64 how many rows
+ *            its trigger recalls, then for each tier u64 which it is and its dtype (dtype_of), and
+ *            its lanes, as above
  *   note     u64 length and as many bytes: a text that the saver wanted kept with it
  *   check    u64 FNV-1a of all bytes before it
  * Version 6 has tiers, and is written of caches that have some alone; version 5 knows what steps
@@ -314,6 +315,10 @@ static pyr_status save_tiers(pyr_stream *s, const pyr_cache *cache, char *buffer
   if (!cache->below) return PYR_OK;
   for (const pyr_cache *at = cache->below; at; at = at->below) count++;
   PYR_TRY(put(s, &count, sizeof count));
+  for (int layer = 0; layer < cache->layers; layer++) {
+    uint64_t recall = (uint64_t)cache->states[layer].trigger.recall;
+    PYR_TRY(put(s, &recall, sizeof recall));
+  }
   for (const pyr_cache *at = cache->below; at; at = at->below) {
     uint64_t what[2] = { at->pool->tier, (uint64_t)dtype_of(at->pool->layout) };
     PYR_TRY(put(s, what, sizeof what));
@@ -576,12 +581,20 @@ static pyr_status check_tiers(pyr_stream *s, const pyr_cache *cache) {
 
 /* The header has said that there are some, as the cache has. In a file of their own rows are not
  * looked for: a saved cache holds all of them, and may be loaded where that tier lies elsewhere. */
-static pyr_status load_tiers(pyr_stream *s, pyr_cache *cache, char *buffer) {
+static pyr_status load_tiers(pyr_stream *s, pyr_cache *cache, char *buffer, bool same) {
   uint64_t count, mine = 0;
   if (!cache->below) return PYR_OK;
   for (const pyr_cache *at = cache->below; at; at = at->below) mine++;
   PYR_TRY(get(s, &count, sizeof count, "the tiers"));
   if (count != mine) return bad(s, "tiers", "are not as many as the cache to load into has");
+  for (int layer = 0; layer < cache->layers; layer++) {
+    uint64_t recall;
+    pyr_trigger *trigger = &cache->states[layer].trigger;
+    PYR_TRY(get(s, &recall, sizeof recall, "the rows recalled"));
+    if (recall > INT32_MAX || (recall > 0 && same && (!pyr_trigger_sums(trigger) || trigger->once)))
+      return bad(s, "the rows recalled", "are out of range");
+    trigger->recall = same ? (int64_t)recall : 0;
+  }
   for (pyr_cache *at = cache->below; at; at = at->below) {
     uint64_t what[2];
     PYR_TRY(get(s, what, sizeof what, "the tiers"));
@@ -707,7 +720,7 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
     else if (pyr_cache_layer_rows(cache, layer) > model->config.context) status = bad(&s, "rows",
         "are out of range");
   }
-  if (status == PYR_OK) status = load_tiers(&s, cache, buffer);
+  if (status == PYR_OK) status = load_tiers(&s, cache, buffer, same);
   if (status == PYR_OK) status = load_note(&s, cache);
   if (status != PYR_OK) goto done;
   expected = s.hash;

@@ -282,6 +282,7 @@ static void track_step(const pyr_attend *t, const pyr_attend_unit *u, const step
     float sink = sink_of(u, (int64_t)u->g * t->group + h), m = t->k->softmax(p, n, &l);
     if (sink != -INFINITY) l += expf(sink - m);
     if (track->more) l += expf(track->more[(int64_t)u->g * t->group + h] - m);
+    if (track->all) l = expf(track->all[(int64_t)u->g * t->group + h] - m);
     float each = l > 0 ? 1.0f / (track->max ? l : l * (float)t->group) : 0;
     for (int64_t j = 0; j < n; j++) {
       float x = p[j] * each;

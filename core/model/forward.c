@@ -290,12 +290,42 @@ static pyr_status attend_tier(const pyr_forward *f, int layer, const pyr_attenti
   return f->be->attention(f->be, lower, count, layout, c->heads, c->kv_heads, f->model->scale);
 }
 
+/* What rows of lower tiers are given, where a trigger recalls: another attention to each tier, by
+ * the denominators of all, which are known by now; what it makes goes nowhere. Of a batch of three
+ * of which the second recalls, one call a tier. */
+static pyr_status track_below(const pyr_forward *f, int layer, const pyr_attention *calls,
+                              pyr_cache *const *caches, int each, int count, pyr_track *tracks,
+                              pyr_attention *lower, pyr_lane_view *views) {
+  const pyr_model_config *c = &f->model->config;
+  for (int depth = 1; ; depth++) {
+    pyr_layout layout = f->layout;
+    int n = 0;
+    for (int i = 0; i < count; i++) {
+      const pyr_cache *cache = caches[i / each];
+      if (!calls[i].track || !pyr_trigger_recalls(&cache->states[layer].trigger)) continue;
+      for (int d = 0; d < depth && cache; d++) cache = cache->below;
+      if (!cache || !pyr_cache_lane(cache, layer, 0)->history) continue;
+      pyr_lane_view *own = views + (int64_t)n * c->kv_heads;
+      layout = cache->pool->layout;
+      pyr_layer_views(cache, layer, own);
+      tracks[i].more = NULL, tracks[i].all = calls->lse + (int64_t)i * c->heads;
+      lower[n] = calls[i];
+      lower[n].lanes = own, lower[n].lse = NULL, lower[n].sinks = NULL, lower[n].masses = NULL;
+      lower[n].out = f->low[0] + (int64_t)n * c->heads * c->head_dim;
+      n++;
+    }
+    if (n == 0) return PYR_OK;
+    PYR_TRY(f->be->attention(f->be, lower, n, layout, c->heads, c->kv_heads, f->model->scale));
+  }
+}
+
 /* Products: those of attention over as many rows in one lane, and 3 * head_dim more a query, head
  * and lower tier. Lower tiers first: what is tracked of hot rows, while they are attended to, is of
  * the softmax over all rows, whose other part must be known by then.
  *
  *     warm    -> low[0]                 cold    -> low[1], joined to low[0]
- *     hot     -> att, tracking with more = low_lse[0]           low[0] joined to att */
+ *     hot     -> att, tracking with more = low_lse[0]           low[0] joined to att
+ *     warm, cold once more, tracking by the lse of all, where rows are recalled */
 pyr_status pyr_layer_attend(const pyr_forward *f, int layer, const pyr_attention *calls,
                             pyr_cache *const *caches, int each, int count, pyr_track *tracks,
                             const pyr_reading *const *readings, pyr_attention *lower,
@@ -322,7 +352,9 @@ pyr_status pyr_layer_attend(const pyr_forward *f, int layer, const pyr_attention
   }
   for (int i = 0; i < count && tracks; i++) tracks[i].more = f->low_lse[0] + (int64_t)i * c->heads;
   PYR_TRY(be->attention(be, calls, count, f->layout, c->heads, c->kv_heads, f->model->scale));
-  return be->join(be, calls->out, calls->lse, f->low[0], f->low_lse[0], n * c->heads, c->head_dim);
+  PYR_TRY(be->join(be, calls->out, calls->lse, f->low[0], f->low_lse[0], n * c->heads,
+                   c->head_dim));
+  return tracks ? track_below(f, layer, calls, caches, each, count, tracks, lower, views) : PYR_OK;
 }
 
 /* Both halves' ends: x += att W_o, x += mlp(x), for the tokens from `skip` on of the n that

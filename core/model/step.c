@@ -18,11 +18,12 @@
  * Failure. Plans are asked for before anything is touched; memory is reserved before anything is
  * computed. A failed step drops its row. After its reservation a step can fail only if the device
  * does; then rows are as before, but what was tracked of them may have counted the step's
- * attention. */
+ * attention. Rows that a trigger recalls come up before all that (policy/promote.h). */
 #include "model/reading.h"
 #include "sample/sample_batch.h"
 #include "policy/evict.h"
 #include "policy/policy.h"
+#include "policy/promote.h"
 #include "cache/tiers.h"
 #include "cache/undo.h"
 
@@ -161,6 +162,7 @@ static pyr_status step_reserve_rows(pyr_decode *d) {
         PYR_TRY(pyr_lane_reserve(d->caches[i], lane, d->each, pyr_trigger_tracks(trigger)));
       }
       PYR_TRY(pyr_readings_reserve(d->caches[i], layer, d->each));
+      PYR_TRY(pyr_recall_reserve(d->caches[i], layer));
     }
   if (d->trial) PYR_TRY(pyr_trial_begin(d->caches[0], d->each));
   PYR_TRY(pyr_evictions_prepare(&d->due));
@@ -426,6 +428,7 @@ static pyr_status step_once(pyr_cache *const *caches, const int32_t *ids, int co
   PYR_TRY(pyr_runtime_here(pool->rt));
   PYR_TRY(step_check(caches, ids, count, 1));
   for (int i = 0; samplers && i < count; i++) picks[i] = -1;
+  for (int i = 0; i < count; i++) PYR_TRY(pyr_cache_recall(caches[i]));
   if (samplers) PYR_TRY(pyr_sample_batch_prepare(pool->be, samplers, count, vocab));
   pyr_status s = step_whole(&d, ids, logits, samplers != NULL, &host);
   for (int i = 0; i < count && s == PYR_OK; i++) {
@@ -447,8 +450,11 @@ static pyr_status step_once(pyr_cache *const *caches, const int32_t *ids, int co
 int64_t pyr_cache_verifiable(const pyr_cache *cache) {
   int64_t most = PYR_SMALL_N - 1,
       room = cache->pool->model->config.context - cache->tokens;
-  for (int layer = 0; layer < cache->layers; layer++)
+  for (int layer = 0; layer < cache->layers; layer++) {
     most = pyr_min(most, pyr_track_steps_left(cache, layer) - 1);
+    /* what tokens gave to rows of lower tiers no trial remembers */
+    if (cache->below && pyr_trigger_recalls(&cache->states[layer].trigger)) most = 0;
+  }
   return cache->tokens > 0 ? pyr_max(pyr_min(most, room), 0) : 0;
 }
 

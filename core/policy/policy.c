@@ -369,6 +369,11 @@ static pyr_status check_trigger(pyr_cache *cache, const pyr_shape *shape,
   if (trigger->window < 0) return refuse(&a, "window", "is negative");
   if (trigger->once && (trigger->every == 0 || trigger->over > 0))
     return refuse(&a, "once", "needs `every`, and not `over`");
+  if (trigger->recall < 0 || trigger->recall > INT32_MAX)
+    return refuse(&a, "recall", "is out of range");
+  if (trigger->recall > 0 && (!pyr_trigger_sums(trigger) || trigger->once))
+    return refuse(&a, "recall", "needs a history or an attention that is tracked, by which rows come "
+                  "up, and that rows are ranked again (`once` left out)");
   if (!pyr_trigger_tracks(trigger)) return PYR_OK;
   int depth;
   pyr_score alone = { 1, { trigger->track } };

@@ -10,21 +10,26 @@
  * it like any. It lay in fewer bits for a while, and is what they say: nothing is gained but that a
  * policy sees it, and that it is read where reading is fastest.
  *
- * What a probe or attention gives is not known of lower rows: histories and probes are of the hot
- * tier's alone, so scores of those are refused. ArkVale (NeurIPS 2024) recalls by what a query
- * looks at, page by page; for that, rows below would have to be probed, too.
+ * What a probe gives is not known of lower rows, nor what attention does: where a trigger does not
+ * say so, histories are of the hot tier's alone, so scores of those are refused. A trigger that
+ * recalls has lower rows tracked as well (forward.c), and when it is about to fire those with the
+ * most come up, with their histories, and are ranked with the others: as many rows go down again,
+ * and which these are is the plan's choice. ArkVale (NeurIPS 2024) recalls page by page, by what a
+ * query looks at; a plan's `read` does so (model/reading.h), and moves nothing.
  *
  * What a score makes of all candidates together (a sum, a softmax) it makes tier by tier. Where all
  * lanes of a layer were equally long, each gets as many, so that they stay so: the fewest that one
  * of them has below. */
+#include "policy/promote.h"
 #include "policy/score.h"
+#include "policy/track.h"
 #include "cache/tiers.h"
 #include "model/model.h"
 
 typedef struct promotion {
   pyr_cache *cache;
-  const pyr_score *score;
-  int64_t rows;            /* of a lane, at most */
+  const pyr_score *score;  /* NULL: of each layer whose trigger is about to fire, what it tracks, … */
+  int64_t rows;            /* … and `recall`; else of a lane, at most */
   float *work, *scores;    /* backend memory: of an evaluation; [longest] of all lower tiers of a
                               lane */
   int32_t *idx, *fault;    /* backend memory */
@@ -69,15 +74,19 @@ static pyr_status check(const pyr_cache *cache, const pyr_score *score, int64_t 
  * asked. */
 static pyr_status score_lane(const promotion *p, int layer, int head) {
   pyr_backend *be = p->cache->pool->be;
-  const pyr_score_op none = { .code = PYR_SCORE_CODES };
+  const pyr_score_op none = { .code = PYR_SCORE_CODES },
+      *tracked = p->score ? &none : &p->cache->states[layer].trigger.track;
+  const pyr_score alone = { 1, { *tracked } };
   float *to = p->scores, *values;
   for (pyr_cache *at = p->cache->below; at; at = at->below) {
     int64_t rows = pyr_cache_lane(at, layer, head)->rows;
-    pyr_signals signals = { .cache = at, .layer = layer, .end = rows, .tracked = &none,
+    pyr_signals signals = { .cache = at, .layer = layer, .end = rows, .tracked = tracked,
+                            .tracked_queries = p->score ? 0 : tracked->n,
                             .next = p->cache->tokens, .fault = p->fault };
     if (rows == 0) continue;
     at->policy = p->cache->policy;
-    pyr_status status = pyr_score_eval(p->score, &signals, head, 1, p->work, &values);
+    pyr_status status = pyr_score_eval(p->score ? p->score : &alone, &signals, head, 1, p->work,
+                                       &values);
     at->policy = (pyr_policy){ 0 };
     PYR_TRY(status);
     PYR_TRY(be->copy(be, to, values, (size_t)rows * sizeof *to));
@@ -105,15 +114,22 @@ static pyr_status promote_lane(const promotion *p, int layer, int head, int64_t 
   return PYR_OK;
 }
 
+/* Of a layer that recalls and whose trigger fires at the end of the next step; else 0. */
+static int64_t recalled(const pyr_cache *cache, int layer) {
+  const pyr_trigger *trigger = &cache->states[layer].trigger;
+  bool due = pyr_trigger_recalls(trigger) && pyr_track_steps_left(cache, layer) == 1;
+  return due ? trigger->recall : 0;
+}
+
 /* Plans with share = "layer" need lanes of one length; others leave ragged ones, and may. */
 static pyr_status promote_layer(const promotion *p, int layer) {
   bool equal = pyr_cache_lanes_equal(p->cache, layer);
-  int64_t fewest = p->rows;
+  int64_t most = p->score ? p->rows : recalled(p->cache, layer), fewest = most;
   for (int head = 0; head < p->cache->heads; head++)
     fewest = pyr_min(fewest, rows_below(p->cache, layer, head));
   for (int head = 0; head < p->cache->heads; head++)
     PYR_TRY(promote_lane(p, layer, head, equal ? fewest
-                         : pyr_min(p->rows, rows_below(p->cache, layer, head))));
+                         : pyr_min(most, rows_below(p->cache, layer, head))));
   return PYR_OK;
 }
 
@@ -183,4 +199,33 @@ pyr_status pyr_cache_promote(pyr_cache *cache, const pyr_score *score, int64_t r
   pyr_status status = promote(&p, depth, longest);
   if (status == PYR_OK) pyr_cache_rows_changed(cache);
   return status;
+}
+
+/* ---- recall ---------------------------------------------------------------------------------- */
+
+/* A history that begins now is zeros; it goes where its rows go from then on. */
+pyr_status pyr_recall_reserve(pyr_cache *cache, int layer) {
+  if (!pyr_trigger_recalls(&cache->states[layer].trigger)) return PYR_OK;
+  for (pyr_cache *at = cache->below; at; at = at->below)
+    for (int head = 0; head < at->heads; head++)
+      PYR_TRY(pyr_lane_reserve(at, pyr_cache_lane(at, layer, head), 0, true));
+  return PYR_OK;
+}
+
+/* Where it is due, nothing is looked at but counts in most steps. For a moment a lane holds `recall`
+ * rows more than its plan keeps: where the budget has no room for them none comes up, and the step
+ * goes on. */
+pyr_status pyr_cache_recall(pyr_cache *cache) {
+  int64_t longest = 0;
+  for (int layer = 0; layer < cache->layers && cache->below; layer++) {
+    if (recalled(cache, layer) == 0) continue;
+    PYR_TRY(pyr_recall_reserve(cache, layer));
+    for (int head = 0; head < cache->heads; head++)
+      longest = pyr_max(longest, rows_below(cache, layer, head));
+  }
+  if (longest == 0) return PYR_OK;
+  promotion p = { .cache = cache };
+  pyr_status status = promote(&p, 1, longest);
+  if (status == PYR_OK) pyr_cache_rows_changed(cache);
+  return status == PYR_BUDGET ? PYR_OK : status;
 }

@@ -49,7 +49,7 @@ bool pyr_track_step(const pyr_cache *cache, int layer, int64_t ahead, pyr_track 
   const pyr_trigger *trigger = &state->trigger;
   int64_t steps = steps_until(trigger, state->since + ahead,
                               pyr_cache_layer_rows(cache, layer) + ahead);
-  out->more = NULL;
+  out->more = out->all = NULL;
   if (!pyr_trigger_sums(trigger) || steps == INT64_MAX) return false;
   /* the step's own row is stored before its attention: it is the lane's last, j = -1 */
   out->weighting = weighting_of(trigger, cache->tokens + ahead, steps, 1);
@@ -60,10 +60,11 @@ bool pyr_track_step(const pyr_cache *cache, int layer, int64_t ahead, pyr_track 
 
 pyr_status pyr_track_forget(pyr_cache *cache, int layer) {
   pyr_backend *be = cache->pool->be;
-  for (int head = 0; head < cache->heads; head++) {
-    pyr_lane *lane = pyr_cache_lane(cache, layer, head);
-    if (lane->history && lane->rows) PYR_TRY(pyr_fill_zeros(be, lane->history, lane->rows));
-  }
+  for (pyr_cache *at = cache; at; at = at->below)
+    for (int head = 0; head < at->heads; head++) {
+      pyr_lane *lane = pyr_cache_lane(at, layer, head);
+      if (lane->history && lane->rows) PYR_TRY(pyr_fill_zeros(be, lane->history, lane->rows));
+    }
   return PYR_OK;
 }
 

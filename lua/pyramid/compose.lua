@@ -297,15 +297,34 @@ end
 ---leaving it; of a cache without that tier, or one below it, they leave.
 ---@param p pyramid.PolicyLike
 ---@param to? "warm"|"cold"   "warm" if left out
+---@param given? { recall?: integer }
+---  recall: when the policy's trigger fires, which must track attention, so many rows of lower tiers
+---  that were given most come up and are judged with the others (pyramid.Trigger)
 ---@return pyramid.Policy
-function compose.demote(p, to)
+function compose.demote(p, to, given)
   local _ <close> = core.plain_locale()
   p = part("policy.demote", p)
+  local recall = options.check("policy.demote", given, { recall = "integer" }).recall
   to = to or "warm"
   if to ~= "warm" and to ~= "cold" then
     error(("policy.demote: a tier is \"warm\" or \"cold\", not %s"):format(tostring(to)), 2)
   end
   local d = with_plans(p, function(plan) plan.losers = { to = to, or_drop = true } end)
+  if recall and (recall < 1 or not d.trigger) then
+    error("policy.demote: recall " .. (recall < 1 and "is 1 row or more"
+      or ("needs a policy with a trigger, and %s has none"):format(p.name)), 2)
+  end
+  local trigger = recall and d.trigger
+  if trigger then
+    d.trigger = function(o, l)
+      local t = trigger(o, l)
+      if t then
+        t = copy(t)
+        t.recall = recall
+      end
+      return t
+    end
+  end
   d.name = ("demote(%s)"):format(p.name)
   return policy.define(d)
 end

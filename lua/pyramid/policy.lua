@@ -153,6 +153,10 @@ Policy.__name = "pyramid.policy"
 ---@field once? boolean            a row is judged once; needs `every`
 ---@field track? pyramid.Score
 ---  one attention, history or learned signal, which decode ranks by
+---@field recall? integer
+---  of a cache with tiers: attention, or a history, is tracked of rows in lower tiers, too, and when
+---  the trigger fires so many of each head, those with the most, come up to be ranked with the
+---  others. Not with `once`. A step attends to lower tiers twice then
 
 ---Passes that read the prompt once more, over its rows and without leaving any, to see what a
 ---repetition looks at. Each reads its leading words and then a block of the prompt, and judges the
@@ -182,7 +186,8 @@ local plan_keys = { keep = true, guard = true, score = true, share = true, mass 
   weight = true, read = true }
 local preparation_keys = { track = true, block = true, lead = true, first = true, among = true,
   sinks = true }
-local trigger_keys = { every = true, over = true, window = true, once = true, track = true }
+local trigger_keys = { every = true, over = true, window = true, once = true, track = true,
+  recall = true }
 local shares = { layer = 0, head = 1, pool = 2, model = 3 }
 local prunes = { cache = 1, hidden = 2, both = 3 }
 local amongs = { all = 0, block = 1 }
@@ -332,7 +337,8 @@ local function flat_trigger(trigger)
       .. tostring(trigger.track))
   end
   return integer("every", trigger.every, 0), integer("over", trigger.over, 0),
-    integer("window", trigger.window, 0), trigger.once and true or false, track, trigger.track
+    integer("window", trigger.window, 0), trigger.once and true or false, track,
+    integer("recall", trigger.recall, 0), trigger.track
 end
 
 -- The parts of a lead as packed ids; -k stands for k tokens of the prompt. encode(text) gives ids.
@@ -545,7 +551,7 @@ function Policy:bind(encode)
     return ...
   end
   local function hold(...)
-    score.hold(slots, (select(6, ...)))
+    score.hold(slots, (select(7, ...)))
     return ...
   end
   local function encoded(field, text)

@@ -4,6 +4,7 @@ local helper = require "spec.helper"
 local pyramid = require "pyramid"
 local policy = require "pyramid.policy"
 local random_models = require "spec.support.random_models"
+local saved_rows = require "spec.support.saved_rows"
 local score = require "pyramid.score"
 
 local SHAPE = { layers = 3, width = 128, heads = 4, kv_heads = 2, ff = 48, vocab = 272,
@@ -378,6 +379,77 @@ describe("tiers", function()
     assert.is_nil(ok)
     assert.equal("argument", code)
     assert.has_error(function() cache:promote { by = 3, rows = 1 } end)
+  end)
+
+  -- What rows of a saved copy were given, by lane and position, and the tier that each lies in.
+  local function tracked(cache)
+    local path = helper.tmp()
+    assert(cache:save(path))
+    local lanes = saved_rows.read(helper.read(path)).lanes
+    os.remove(path)
+    local given, tier = {}, {}
+    for i, lane in ipairs(lanes) do
+      given[i], tier[i] = {}, {}
+      for _, row in ipairs(lane) do
+        given[i][row.position], tier[i][row.position] = row.history or 0, row.tier
+      end
+    end
+    return given, tier
+  end
+
+  it("are tracked where a trigger recalls, and what was given most comes up", function()
+    for _, max in ipairs { false, true } do
+      for _, tiers in ipairs(ALL) do
+        local track = max and score.attention { reduce = "max", heads = "max" } or score.history()
+        local function trigger(recall)
+          return function() return { every = 15, track = track, recall = recall } end
+        end
+        local full <close> = assert(models.cpu:cache { dtype = "f32", policy = policy {
+          name = "watch", prefill = function(_, l) return { keep = l.rows } end,
+          decode = function(_, l) return { keep = l.rows } end, trigger = trigger() } })
+        local cache <close> = tiered(tiers, policy { name = "recalls",
+          prefill = function(_, l)
+            return { keep = math.min(20, l.rows), share = "head", score = score.key_norm(),
+              losers = { to = lower(tiers) } }
+          end, decode = function(_, l) return { keep = l.rows } end, trigger = trigger(7) })
+        for _, c in ipairs { full, cache } do assert(c:prefill(prompt(90, 1))) end
+        assert.equal(0, cache:verifiable())
+        local was, had = tracked(full), tracked(cache)
+        for i = 1, 14 do near(assert(full:step(i)), assert(cache:step(i)), 2e-4, "step") end
+        local wanted = tracked(full)
+        local got, tier = tracked(cache)
+        for lane = 1, #got do
+          local below = {}
+          for position, x in pairs(got[lane]) do
+            local y = max and math.max(wanted[lane][position], had[lane][position] or 0)
+              or wanted[lane][position] - (was[lane][position] or 0) + (had[lane][position] or 0)
+            -- a maximum of the prompt's own queries is not told of rows that went down by them
+            if not max or (was[lane][position] or 0) < wanted[lane][position] then
+              assert.is_true(math.abs(x - y) < 1e-4 * (1 + math.abs(y)),
+                ("lane %d, row %d: %g, not %g"):format(lane, position, x, y))
+            end
+            if tier[lane][position] > 0 then below[#below + 1] = position end
+          end
+          table.sort(below, function(a, b) return got[lane][a] > got[lane][b] end)
+          got[lane].best = table.move(below, 1, 7, 1, {})
+          assert.equal(70, #below)
+        end
+        local fork <close> = assert(cache:fork())
+        near(assert(full:step(99)), assert(cache:step(99)), 2e-4, "the step that recalls")
+        assert(fork:step(99))
+        for i = 1, 3 do
+          assert.same(assert(cache:step(i)):totable(), assert(fork:step(i)):totable())
+        end
+        for lane = 1, #got do
+          local layer, head = (lane - 1) // SHAPE.kv_heads + 1, (lane - 1) % SHAPE.kv_heads + 1
+          local hot = {}
+          for _, position in ipairs(cache:positions(layer, head, "hot")) do hot[position] = true end
+          for _, position in ipairs(got[lane].best) do assert.is_true(hot[position]) end
+          assert.equal(20 + 18 + 7, cache:rows(layer, head, "hot"))
+          assert.equal(108, cache:rows(layer, head))
+        end
+      end
+    end
   end)
 
   it("come back as they were where a call is stopped, or a listener says no", function()

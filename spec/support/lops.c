@@ -643,7 +643,8 @@ static int ops_attention(lua_State *L) {
       pyr_track *track = new_block(L, sizeof *track, 0);
       *track = (pyr_track){ check_weighting(L, at), number_field(L, at, "decay", 1),
                             (int32_t)int_field(L, at, "max", 0),
-                            block_field(L, be, at, "more", sizeof(float), NULL) };
+                            block_field(L, be, at, "more", sizeof(float), NULL),
+                             block_field(L, be, at, "all", sizeof(float), NULL) };
       a->track = track;
     }
     a->masses = check_masses(L, be, call, a, l);

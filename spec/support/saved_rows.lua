@@ -42,13 +42,13 @@ function saved_rows.row_bytes(dtype, d)
   return #ops.from_f32(dtype, ops.floats(zeros))
 end
 
--- One lane: { { position, key, value }, … }, keys and values as packed f32.
+-- One lane: { { position, k, v, history }, … }, keys and values as packed f32.
 local function read_lane(take, format, d, lower)
   local rows, tracked = take "<i8i8"
   local packs, frame, kinds = format.k ~= "" or format.v ~= "", nil, ""
   local lane, pages = {}, (rows + PAGE - 1) // PAGE
   for i = 1, rows do lane[i] = { position = take "<i4" } end
-  if tracked == 1 then take(4 * rows) end
+  for i = 1, tracked == 1 and rows or 0 do lane[i].history = take "<f" end
   if packs and (rows > 0 or lower) then
     frame = take(24 + 20 * d)
     kinds = take(pages)
@@ -82,6 +82,7 @@ function saved_rows.read(bytes)
     local count = 0
     for i = 1, layers * heads do
       local lane, kinds = read_lane(take, format_of(code), d, lower)
+      for _, row in ipairs(lane) do row.tier = #packed end       -- 0: hot
       lanes[i] = lanes[i] or {}
       table.move(lane, 1, #lane, #lanes[i] + 1, lanes[i])
       count = count + select(2, kinds:gsub("\1", ""))
@@ -90,7 +91,9 @@ function saved_rows.read(bytes)
     packed[#packed + 1] = count
   end
   tier()
-  for _ = 1, version == 6 and take "<I8" or 0 do
+  local tiers = version == 6 and take "<I8" or 0
+  if version == 6 then take(8 * layers) end           -- rows that triggers recall
+  for _ = 1, tiers do
     local _
     _, code = take "<I8I8"
     lower = true

@@ -16,7 +16,8 @@ local UNPROBED = "asks for what a probe tracked, and there was none since rows l
 local plan_fields = { keep = true, guard = true, score = true, share = true, prune = true,
   mass = true, above = true, least = true, losers = true, merge = true, rotate = true,
   weight = true, read = true }                       -- which rows are held does not follow it
-local trigger_fields = { every = true, over = true, window = true, once = true, track = true }
+local trigger_fields = { every = true, over = true, window = true, once = true, track = true,
+  recall = true }         -- of which nothing comes where there are no tiers
 
 ---Raises that something cannot be simulated yet. The message begins so that checks can tell it from
 ---a fault.
