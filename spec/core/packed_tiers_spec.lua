@@ -489,8 +489,8 @@ describe("a tier in a file", function()
 
   it("leaves nothing behind where its process is killed", function()
     for turn = 1, 4 do
-      shell.run(("%s & sleep %.2f; kill -9 $!; wait"):format(line(folder, 100000),
-        0.2 + 0.15 * turn))
+      shell.run(("%s & for i in $(seq 600); do test -e %s/saved && break; sleep 0.1; done; "
+        .. "sleep %.2f; kill -9 $!; wait"):format(line(folder, 100000), folder, 0.1 * turn))
       local left = {}
       for name in require "lfs".dir(folder) do left[#left + 1] = name end
       table.sort(left)

@@ -79,8 +79,8 @@ describe("scripts", function()
       fails("unknown dtype 'f8' %(known: bf16, f16, f32, fp8_e4m3, q2, q3, q4, q8_0%)",
         "--cache-dtype", "f8")
       if name == "generate" then
-        fails("a tier's dtype is one of f32, f16, bf16, q8_0, fp8_e4m3, not 'q4'", "--tiers",
-          "hot=f16,warm=q4")
+        fails("%-%-tiers takes TIER=DTYPE.* not 'warm=q5' %(dtypes: .*q4, q3, q2%)", "--tiers",
+          "hot=f16,warm=q5")
       end
       fails("'much' is not a size", "--budget", "much")
       fails("'%-1' is not a size", "--budget", "-1")
