@@ -9,6 +9,7 @@ local follow = require "pyramid.follow"
 local options = require "pyramid.options"
 local sampler = require "pyramid.sampler"
 local speculate = require "pyramid.speculate"
+local stops = require "pyramid.stops"
 
 local generate = {}
 
@@ -80,40 +81,16 @@ Generation.__name = "pyramid.generation"
 ---  false: the policy has dropped nothing, and, where cache_reading is 1, this is what a full cache
 ---  would have written
 
--- The longest end of `text` that could be the beginning of one of the stop texts, so that it must
--- be held back.
-local function held_back(text, stops)
-  local most = 0
-  for _, stop in ipairs(stops) do
-    for length = math.min(#stop - 1, #text), most + 1, -1 do
-      if text:sub(-length) == stop:sub(1, length) then
-        most = length
-        break
-      end
-    end
-  end
-  return most
-end
-
-local function first_stop(text, stops)
-  local at
-  for _, stop in ipairs(stops) do
-    local found = text:find(stop, 1, true)
-    if found and (not at or found < at) then at = found end
-  end
-  return at
-end
-
 -- Raises, for the caller of `start`, on values that no type tells apart; returns the stop texts.
 local function check_values(given)
   local function wrong(text) error("model:generate: " .. text, 4) end
-  local stops = type(given.stop) == "string" and { given.stop } or given.stop or {}
-  for key in pairs(stops) do
-    if not stops[1] or math.type(key) ~= "integer" or key < 1 or key > #stops then
+  local texts = type(given.stop) == "string" and { given.stop } or given.stop or {}
+  for key in pairs(texts) do
+    if not texts[1] or math.type(key) ~= "integer" or key < 1 or key > #texts then
       wrong("stop must be a sequence of texts")
     end
   end
-  for _, stop in ipairs(stops) do
+  for _, stop in ipairs(texts) do
     if type(stop) ~= "string" or stop == "" then
       wrong("stop must be a non-empty text or a sequence of those")
     end
@@ -131,7 +108,7 @@ local function check_values(given)
   if given.cache and not (class and class.__name == "pyramid.cache") then
     wrong("cache must be a cache of this model")
   end
-  return stops
+  return texts
 end
 
 local function set(list)
@@ -176,7 +153,7 @@ function generate.start(model, prompt, given)
     if not cache then return nil, message, code end
     own = true
   end
-  local stops = check_values(given)
+  local texts = check_values(given)
   local clock = given.clock or core.clock
   local picker, decoder, logits, accepted = given.sampler or {}, nil, nil, nil
   if type(picker) == "table" then picker, message, code = sampler(picker) end
@@ -212,7 +189,7 @@ function generate.start(model, prompt, given)
   end
   local self = setmetatable({
     model = model, cache = cache, own = own, sampler = picker, logits = logits, clock = clock,
-      stops = stops,
+      stops = texts,
     left = given.max_tokens or 256, guided = guided,
     ends = given.ignore_eos and not guided and {} or set(tokenizer.eos),
     decoder = decoder, progress = given.progress,
@@ -366,9 +343,9 @@ function Generation:next()
   if not piece then return fail(self, message, code) end
   local text = self.pending .. piece
   if #self.stops > 0 then
-    local at = first_stop(text, self.stops)
+    local at = stops.first(text, self.stops)
     if at then return finish(self, "stop", text:sub(1, at - 1), id) end
-    local held = held_back(text, self.stops)
+    local held = stops.held_back(text, self.stops)
     self.pending = text:sub(#text - held + 1)
     text = text:sub(1, #text - held)
   end

@@ -8,6 +8,8 @@ local core = require "pyramid.core"
 
 local json = {
   null = core.json_null,
+  --- The list of nothing, for writing: an empty table is an object.
+  empty_list = setmetatable({}, { __newindex = function() error("json.empty_list is constant") end }),
   --- Nesting: configurations have 5 or 6 levels, tokenizers 8.
   DEPTH_MAX = 64,
   --- Values of a text: the largest tokenizers have two million, and four million empty tables are
@@ -127,7 +129,8 @@ end
 
 function encode_into(value, out, depth)
   local kind = type(value)
-  if kind == "table" then encode_table(value, out, depth + 1)
+  if value == json.empty_list then out[#out + 1] = "[]"
+  elseif kind == "table" then encode_table(value, out, depth + 1)
   elseif kind == "string" then out[#out + 1] = json.quote(value)
   elseif kind == "number" then out[#out + 1] = number_text(value)
   elseif kind == "boolean" then out[#out + 1] = tostring(value)

@@ -108,6 +108,9 @@ end
 
 -- ---- entries ------------------------------------------------------------------------------------
 
+---Ids as a text, 4 bytes each, so that beginnings are compared as texts.
+---@param ids integer[]
+---@return string
 local function pack_ids(ids)
   local parts = {}
   for first = 1, #ids, 128 do
@@ -118,8 +121,13 @@ local function pack_ids(ids)
   return table.concat(parts)
 end
 
--- How many ids two packed lists have in common at their beginnings: by halves, so that texts are
--- compared and not ids.
+sessions.pack = pack_ids
+
+---How many ids two packed lists have in common at their beginnings: by halves, so that texts are
+---compared and not ids.
+---@param one string
+---@param other string
+---@return integer
 local function shared(one, other)
   local low, high = 0, math.min(#one, #other) // 4
   while low < high do
@@ -130,6 +138,8 @@ local function shared(one, other)
   end
   return low
 end
+
+sessions.shared = shared
 
 local function name_of(identity, packed)
   return ("%s-%s-%d-%s.session"):format(identity, core.hash_text(packed:sub(1, 4 * HEAD)),
