@@ -265,6 +265,11 @@ end
 ---@param request pyramid.ServeRequest
 function Engine:cancel(request) request.cancelled = true end
 
+---Ends all requests so.
+function Engine:cancel_all()
+  for _, request in pairs(self.by_id) do request.cancelled = true end
+end
+
 local function remove(list, item)
   for i, other in ipairs(list) do
     if other == item then return table.remove(list, i) end
@@ -581,7 +586,7 @@ end
 
 ---Ends all requests, and gives everything back.
 function Engine:close()
-  for _, request in pairs(self.by_id) do request.cancelled = true end
+  self:cancel_all()
   sweep(self)
   self.shelf:close()
   for _, pool in pairs(self.pools) do pool:close() end
