@@ -9,7 +9,9 @@ local core = require "pyramid.core"
 local json = {
   null = core.json_null,
   --- The list of nothing, for writing: an empty table is an object.
-  empty_list = setmetatable({}, { __newindex = function() error("json.empty_list is constant") end }),
+  empty_list = setmetatable({}, { __newindex = function()
+    error("json.empty_list is constant", 2)
+  end }),
   --- Nesting: configurations have 5 or 6 levels, tokenizers 8.
   DEPTH_MAX = 64,
   --- Values of a text: the largest tokenizers have two million, and four million empty tables are

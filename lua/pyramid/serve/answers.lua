@@ -27,8 +27,8 @@ function answers.code(code) return codes[code] or code end
 local Answer = {}
 Answer.__index = Answer
 
----Submits one request for each prompt. The answer's parts are the texts of the first prompt, then of
----the second, …
+---Submits one request for each prompt. The answer's parts are the texts of the first prompt, then
+---those of the second, …
 ---@param server pyramid.ServeServer
 ---@param call pyramid.ServeCall
 ---@param submits pyramid.ServeSubmit[]

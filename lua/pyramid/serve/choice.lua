@@ -139,7 +139,8 @@ function Choice:first(cache, logits)
   if ok then ok, message, code = self.sampler:accept(request.ids) end
   if ok then self.decoder, message, code = model.tokenizer:decoder { continues = true } end
   if not self.decoder then return self:ends("error", nil, message, code) end
-  local event, id = { text = "" }, nil
+  local event = { text = "" }
+  local id
   id, message, code = self.sampler:pick(logits)
   if not id then return self:ends("error", nil, message, code) end
   if self:looks() then look(self, logits, id, event) end

@@ -26,9 +26,9 @@ local chat_fields = known { messages = "list", max_tokens = "integer",
   response_format = "object", tools = "list", tool_choice = "any", functions = "any",
   function_call = "any", chat_template_kwargs = "object", reasoning_effort = "string" }
 
--- Refuses, with a field's name.
+-- Refuses, with a field's name; gives nil, for whoever returns it.
 local function wrong(call, message, field, code)
-  return call:fail(400, message, code, field)
+  call:fail(400, message, code, field)
 end
 
 -- Checks what both kinds have in common; nil after an answer was given.
@@ -52,7 +52,7 @@ local function read(server, call, names)
   if given.model and given.model ~= server.name then
     call:fail(404, ("there is no model '%s' here; there is '%s'"):format(given.model:sub(1, 200),
       server.name), "model_not_found", "model")
-    return nil
+    return
   end
   if given.best_of and given.best_of ~= (given.n or 1) then
     return wrong(call, "'best_of' other than 'n' is not supported", "best_of")
@@ -77,7 +77,7 @@ end
 local function begin(server, call, submits)
   local answer, message, code = answers.begin(server, call, submits)
   if answer then return answer end
-  return call:fail(code == "budget" and 400 or answers.status(code), message, answers.code(code))
+  call:fail(code == "budget" and 400 or answers.status(code), message, answers.code(code))
 end
 
 -- A token as text, with the blank before it. Bytes that form no character become U+FFFD.
@@ -91,7 +91,7 @@ local function token_text(server, id)
   return text
 end
 
-local function common_of(server, call, kind, id, created)
+local function common_of(server, kind, id, created)
   return { id = id, object = kind, created = created, model = server.name,
     system_fingerprint = "pyramid-" .. server.version }
 end
@@ -115,8 +115,9 @@ local function prompts_of(server, call, given)
   end
   local out = {}
   for i, one in ipairs(list) do
-    local ids, message, code = {}, nil, nil
+    local ids = {}
     if type(one) == "string" then
+      local message, code
       ids, message, code = model:encode(one, { add = given.add_special_tokens })
       if not ids then return wrong(call, message, "prompt", code) end
       if #ids == 0 and model.tokenizer.bos then ids = { model.tokenizer.bos } end
@@ -209,7 +210,7 @@ function completions.text(server, call)
       part.texts[#part.texts + 1] = event.text
       if event.id then part.said[#part.said + 1] = event end
     end) then return end
-    local out, list = common_of(server, call, "text_completion", id, created), {}
+    local out, list = common_of(server, "text_completion", id, created), {}
     for i, part in ipairs(answer.parts) do
       local before, said = "", part.said
       if given.echo then
@@ -226,7 +227,7 @@ function completions.text(server, call)
   end
   if not call:stream_events() then return answer:cancel() end
   local function send(choices, usage)
-    local out = common_of(server, call, "text_completion", id, created)
+    local out = common_of(server, "text_completion", id, created)
     out.choices, out.usage = choices, usage
     return call:event(json.encode(out))
   end
@@ -416,7 +417,7 @@ function completions.chat(server, call)
       part.texts[#part.texts + 1] = text_of(part, event)
       if event.id then part.said[#part.said + 1] = event end
     end) then return end
-    local out, list = common_of(server, call, "chat.completion", submit.id, created), {}
+    local out, list = common_of(server, "chat.completion", submit.id, created), {}
     for i, part in ipairs(answer.parts) do
       local text = table.concat(part.texts)
       local calls = part.filter and #part.filter.calls > 0 and part.filter.calls or nil
@@ -430,7 +431,7 @@ function completions.chat(server, call)
   end
   if not call:stream_events() then return answer:cancel() end
   local function send(choices, usage)
-    local out = common_of(server, call, "chat.completion.chunk", submit.id, created)
+    local out = common_of(server, "chat.completion.chunk", submit.id, created)
     out.choices, out.usage = choices, usage
     return call:event(json.encode(out))
   end

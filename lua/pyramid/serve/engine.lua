@@ -263,7 +263,7 @@ end
 
 ---Ends a request before its time; its choices that still write end with "cancelled".
 ---@param request pyramid.ServeRequest
-function Engine:cancel(request) request.cancelled = true end
+function Engine.cancel(_, request) request.cancelled = true end
 
 ---Ends all requests so.
 function Engine:cancel_all()
@@ -471,7 +471,7 @@ local function step_of(list)
 end
 
 -- One choice alone, to find out whom a step fails for.
-local function step_alone(self, choice)
+local function step_alone(choice)
   local got, message, code = step_of { choice }
   if got then return choice:take(got[1]) end
   if code == "context" then return choice:ends("context") end
@@ -483,12 +483,12 @@ end
 
 -- One step of all choices whose rows lie alike.
 local function step_group(self, list)
-  local got, message, code = step_of(list)
+  local got, _, code = step_of(list)
   while not got and (code == "budget" or code == "memory") and self.shelf:let_go() do
-    got, message, code = step_of(list)
+    got, _, code = step_of(list)
   end
   for i, choice in ipairs(list) do
-    if got then choice:take(got[i]) else step_alone(self, choice) end
+    if got then choice:take(got[i]) else step_alone(choice) end
   end
 end
 

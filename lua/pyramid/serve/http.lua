@@ -60,7 +60,9 @@ local Call = {}
 Call.__index = Call
 
 local function unescape(text)
-  return (text:gsub("+", " "):gsub("%%(%x%x)", function(hex) return string.char(tonumber(hex, 16)) end))
+  return (text:gsub("+", " "):gsub("%%(%x%x)", function(hex)
+    return string.char(tonumber(hex, 16))
+  end))
 end
 
 local function query_of(text)
@@ -230,7 +232,9 @@ end
 -- Whether two texts are equal, in a time that does not tell where they differ.
 local function equal(one, other)
   local off = #one ~ #other
-  for i = 1, #one do off = off | (one:byte(i) ~ (other:byte((i - 1) % math.max(#other, 1) + 1) or 0)) end
+  for i = 1, #one do
+    off = off | (one:byte(i) ~ (other:byte((i - 1) % math.max(#other, 1) + 1) or 0))
+  end
   return off == 0
 end
 

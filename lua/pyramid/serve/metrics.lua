@@ -23,7 +23,9 @@ function metrics.text(server)
   local held, peak = engine.model:memory()
   local entries, prompts = engine.shelf:count()
   local answered = {}
-  for status, count in pairs(server.answered) do answered[('status="%d"'):format(status)] = count end
+  for status, count in pairs(server.answered) do
+    answered[('status="%d"'):format(status)] = count
+  end
   line(out, "requests_total", "counter", "Requests taken in by the engine, by how they ended.",
     { ['end="finished"'] = c.finished, ['end="failed"'] = c.failed,
       ['end="cancelled"'] = c.cancelled, ['end="refused"'] = c.refused })
@@ -46,7 +48,8 @@ function metrics.text(server)
   line(out, "reading", "gauge", "Requests whose prompts are read.", #engine.reading)
   line(out, "writing", "gauge", "Texts that are written.", #engine.running)
   line(out, "calls", "gauge", "HTTP requests that are being answered.", server.calls)
-  line(out, "connections", "gauge", "Connections.", server.front and server.front.n_connections or 0)
+  line(out, "connections", "gauge", "Connections.",
+    server.front and server.front.n_connections or 0)
   line(out, "cache_bytes", "gauge", "Bytes of rows, shared pages once.", engine:bytes())
   line(out, "cache_bytes_limit", "gauge", "The most that they may be; 0: any.", engine.memory)
   line(out, "kept_caches", "gauge", "Caches that are kept after their requests.", entries)

@@ -116,7 +116,10 @@ local function list_policies(_, call)
       if kind == "number" or kind == "boolean" or kind == "string" then defaults[key] = value end
     end
     for key, range in pairs(definition.limits or {}) do
-      limits[key] = { range[1], range[2] and range[2] < math.huge and range[2] or nil }
+      limits[key] = {}
+      for at, bound in ipairs(range) do
+        limits[key][at] = bound ~= math.huge and bound or json.null
+      end
     end
     out[i] = { name = name, doc = definition.doc, defaults = defaults, limits = limits,
       fit = definition.fit }

@@ -43,8 +43,8 @@ function Shelf:let_go()
   return true
 end
 
----Keeps a cache, which is the shelf's from here on. Of uncut rows: entries that it makes superfluous
----go, those whose ids begin its own, of caches that can go back to any of them.
+---Keeps a cache, which is the shelf's from here on. Of uncut rows: entries that it makes
+---superfluous go, those whose ids begin its own, of caches that can go back to any of them.
 ---@param entry pyramid.ServeEntry
 ---@param goes_back? boolean   it can be truncated to any of its tokens
 function Shelf:keep(entry, goes_back)

@@ -1,6 +1,6 @@
---- Calls of tools in what a model writes: <tool_call>{"name": …, "arguments": …}</tool_call>, one or
---- several, or a list within one, as Qwen, SmolLM2, Hermes and others were taught. What other models
---- write stays text.
+--- Calls of tools in what a model writes: <tool_call>{"name": …, "arguments": …}</tool_call>, one
+--- or several, or a list within one, as Qwen, SmolLM2, Hermes and others were taught. What other
+--- models write stays text.
 local json = require "pyramid.json"
 local stops = require "pyramid.stops"
 
