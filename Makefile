@@ -22,6 +22,9 @@
 #                              CASE= repeat one
 #   make check-threads         two hosts and two Lua states at once, under ThreadSanitizer
 #   make bench [BENCH=…]       timings; BENCH holds options of `pyramid bench`, such as "--quick"
+#   make serve-deps            what `pyramid serve` speaks HTTP with: lua-http and cqueues
+#   make deps-clients          clients that its specs try it with: OpenAI's package for Python, in
+#                              build/clients; LM_EVAL=1: lm-evaluation-harness, too
 #   make cuda                  libpyramid_cuda.so for device "cuda", where nvcc is; make cuda-check:
 #                              registers and spills
 #   make test-cuda [SPEC=…]    the specs on the GPU, and its ceilings: build/device/test.json and
@@ -49,7 +52,8 @@ endif
 # Debian's names; scripts/maker/deps.sh knows those of other systems. The program, the specs, what
 # looks at the sources.
 NEEDS        := gcc libc6-dev lua5.4 liblua5.4-dev lua-argparse libpcre2-dev lua-cjson-dev $(if $(filter 0,$(ONEDNN)),,libdnnl-dev)
-NEEDS_TEST   := $(NEEDS) g++ pkg-config lua-busted locales curl
+NEEDS_SERVE  := lua-http lua-cqueues
+NEEDS_TEST   := $(NEEDS) $(NEEDS_SERVE) g++ pkg-config lua-busted locales curl
 NEEDS_CHECK  := $(NEEDS_TEST) lua-check
 NEEDS_MODELS := python3 python3-pip
 # What hosts of other makes are tried with; specs of those that are missing stay pending.
@@ -89,7 +93,7 @@ SPECS   := $(SPEC_C:%.c=$(B)/obj/%.o)
 OWN     := $(STREAM_C:%.c=$(B)/obj/%.o)
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build library cuda cuda-check deps deps-hosts deps-test models demo test test-cuda \
+.PHONY: build library cuda cuda-check deps deps-hosts deps-test serve-deps deps-clients models demo test test-cuda \
   bench-cuda bundle bench check check-style check-layers check-memory check-stress install \
   uninstall print-static install-module clean FORCE fuzz fuzz-native check-threads \
   check-threads-built rock ci nightly check-warnings
@@ -251,6 +255,14 @@ deps-hosts:
 	@sh scripts/maker/deps.sh $(NEEDS_HOSTS)
 deps-test:
 	@sh scripts/maker/deps.sh $(NEEDS_TEST)
+serve-deps:
+	@sh scripts/maker/deps.sh $(NEEDS_SERVE)
+# Clients of others for the server, apart from the system's own Python.
+CLIENTS := build/clients
+deps-clients:
+	@$(or $(PYTHON),python3) -c 'import venv, ensurepip' 2>/dev/null || sh scripts/maker/deps.sh python3 python3-venv
+	@[ -x $(CLIENTS)/bin/python ] || $(or $(PYTHON),python3) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check 'openai>=1,<4' $(if $(LM_EVAL),'lm_eval[api]==0.4.*')
 
 # Costs two sums once they are there. pip may come from anywhere; only where there is none it is
 # installed.

@@ -23,6 +23,8 @@ name_for() { # MANAGER PACKAGE
     apk:lua-busted) echo lua5.4-busted ;;
     apk:lua-check | pacman:lua-check) echo luacheck ;;
     *:python3) [ "$1" = pacman ] && echo python || echo python3 ;;
+    dnf:lua-http | dnf:lua-cqueues) ;;  pacman:lua-http | pacman:lua-cqueues) ;;
+    apk:lua-cqueues) echo lua5.4-cqueues ;;
     dnf:python3-pip) echo python3-pip ;; pacman:python3-pip) echo python-pip ;; apk:python3-pip) echo py3-pip ;;
   esac
 }
@@ -30,6 +32,7 @@ name_for() { # MANAGER PACKAGE
 rock_for() {
   case $1 in
     lua-argparse) echo argparse ;; lua-busted) echo busted ;; lua-cjson-dev) echo lua-cjson ;; lua-check) echo luacheck ;;
+    lua-http) echo http ;; lua-cqueues) echo cqueues ;;
   esac
 }
 is_installed() { # MANAGER NAME
@@ -43,6 +46,7 @@ has_module() { # ROCK: some Lua 5.4 finds it
   module=$1
   [ "$module" = lua-cjson ] && module=cjson
   [ "$module" = busted ] && module=busted.core
+  [ "$module" = http ] && module=http.version
   for lua in lua5.4 lua-5.4 lua54 lua; do
     "$lua" -e 'assert(_VERSION == "Lua 5.4"); require(arg and arg[1] or "'"$module"'")' >/dev/null 2>&1 && return 0
   done

@@ -121,15 +121,16 @@ end
 ---Tells the client of an error, as far as that goes.
 ---@param message string
 ---@param code? string
-function Answer:fail(message, code)
+---@param status? integer   nil: the code's
+function Answer:fail(message, code, status)
   local call = self.call
   self:cancel()
+  status = status or answers.status(code)
   if call.began then
-    call:event(json.encode(require "pyramid.serve.http".fault(answers.status(code), message,
-      answers.code(code))))
+    call:event(json.encode(call.fault(status, message, answers.code(code))))
     return call:over()
   end
-  return call:fail(answers.status(code), message, answers.code(code))
+  return call:fail(status, message, answers.code(code))
 end
 
 ---Takes all events; `take(part, event)` may return false, as the client has gone. False, once the
@@ -140,7 +141,9 @@ function Answer:each(take)
   for part, event, why in function() return self:next() end do
     local _ = why
     if event.finish == "error" or event.finish == "cancelled" then
-      self:fail(event.message or "the request was ended", event.code)
+      -- a budget of the request's own is its own fault
+      self:fail(event.message or "the request was ended", event.code,
+        event.code == "budget" and part.request.budget and 400 or nil)
       return false
     end
     if take(part, event) == false then

@@ -150,7 +150,8 @@ local function legacy_logprobs(server, said, from)
     for j, id in ipairs(one.ids or {}) do top[token_text(server, id)] = one.logprobs[j] end
     if one.logprob then top[text] = math.max(one.logprob, top[text] or -math.huge) end
     out.top_logprobs[i] = top
-    from = from + #text
+    -- the text shows no special tokens
+    from = from + (server.engine.model.tokenizer:is_special(one.id) and 0 or #text)
   end
   for key, list in pairs(out) do
     if #list == 0 then out[key] = json.empty_list end

@@ -125,6 +125,8 @@ function http.fault(status, message, code, param)
     code = code or json.null, param = param or json.null } }
 end
 
+Call.fault = http.fault
+
 ---Answers with an error.
 ---@param status integer
 ---@param message string
