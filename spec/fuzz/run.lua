@@ -1,5 +1,5 @@
--- run.lua [--seconds=N] [--seed=N] [--kind=NAME[,…]] [--case=N] [--jobs=N]: mutated files and
--- policies, for so many seconds, each batch in a process of its own under limits of time and
+-- run.lua [--seconds=N] [--seed=N] [--kind=NAME[,…]] [--case=N] [--jobs=N]: mutated files,
+-- policies and requests of HTTP, for so many seconds, each batch in a process of its own under limits of time and
 -- memory. `make fuzz` builds with sanitizers and calls it.
 --
 -- A case is what (kind, seed, number) make of it, and nothing else. Prints for each kind how many
@@ -29,6 +29,8 @@ local only = math.tointeger(tonumber(given.case))
 local known = { "gguf", "safetensors", "index", "config", "generation_config", "tokenizer_config",
   "tokenizer", "template", "cache", "results", "json", "gbnf",
   "schema", "policy" }
+-- `pyramid serve`, where there is what it speaks HTTP with
+if require "pyramid.serve.library".open() then known[#known + 1] = "http" end
 local kinds = {}
 for name in (given.kind ~= "" and given.kind or table.concat(known, ",")):gmatch "[^,]+" do
   local there = false

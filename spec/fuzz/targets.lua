@@ -451,6 +451,8 @@ targets.results = {
   end,
 }
 
+targets.http = require "spec.fuzz.http"
+
 targets.json = {
   suffix = ".json",
   bases = function() return { "config", "tiny" } end,

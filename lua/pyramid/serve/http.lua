@@ -189,6 +189,23 @@ local function bound_chunks(call, most)
   end
 end
 
+-- lua-http reads on when an answer is through, to leave the connection clean; where a client has
+-- gone in the middle of a body, it would do so for ever: nothing more comes, and that is no error
+-- to it.
+local function bound_shutdown(stream)
+  local step = stream.step
+  function stream:step(timeout)
+    local socket = self.connection.socket
+    if not socket or socket:eof "r" and socket:pending() == 0 then return nil, "gone" end
+    local before, in_body = self.stats_recv, self.has_main_headers
+    -- it raises on lengths that are none
+    local fine, ok, message, errno = pcall(step, self, timeout)
+    if not fine then return nil, tostring(ok) end
+    if ok and in_body and self.stats_recv == before then return nil, "nothing more" end
+    return ok, message, errno
+  end
+end
+
 -- The body; nil, status, message.
 local function read_body(call)
   local server, stream, headers = call.server, call.stream, call.headers
@@ -202,6 +219,9 @@ local function read_body(call)
   end
   if length and (#length > 15 or tonumber(length) > server.body) then
     return nil, 413, ("a body may have %d bytes"):format(server.body)
+  end
+  if chunked and chunked:lower() ~= "chunked" then
+    return nil, 400, "transfer-encoding is chunked, or none"
   end
   if chunked then bound_chunks(call, server.body) end
   if (headers:get "expect" or ""):lower() == "100-continue" then stream:write_continue(5) end
@@ -272,6 +292,8 @@ end
 -- ---- the server ---------------------------------------------------------------------------------
 
 local function handle(self, stream)
+  bound_shutdown(stream)
+  stream.use_zlib = false       -- a few bytes may be inflated to any number
   local headers = stream:get_headers(self.read_seconds)
   if not headers then return end
   local target = headers:get ":path" or "/"
