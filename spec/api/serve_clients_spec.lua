@@ -17,8 +17,8 @@ describe("pyramid serve, asked by others' clients", function()
     local missing = needs "openai"
     if missing then return pending(missing) end
     local server = served.start "--model models/tiny --threads 2 --template chatml"
-    local out, err, status = shell.run(("%s spec/support/clients/openai_client.py %s"):format(python,
-      server.url))
+    local out, err, status = shell.run(("%s spec/support/clients/openai_client.py %s"):format(
+      python, server.url))
     server:stop()
     assert.equal(0, status, out .. err)
     assert.matches("held: leaving", out)

@@ -54,8 +54,8 @@ end
 
 local function http_of(base)
   local path, value = bodies[base][1], bodies[base][2]
-  local body = R(3) == 1 and mutate.bytes(mutate.encode(value)) or R(8) == 1 and mutate.encode(value)
-    or mutate.json(value)
+  local body = R(3) == 1 and mutate.bytes(mutate.encode(value))
+    or R(8) == 1 and mutate.encode(value) or mutate.json(value)
   local head = { ("POST %s HTTP/1.1"):format(path), "Host: localhost",
     "Content-Type: application/json" }
   local how = R(5)
@@ -157,6 +157,7 @@ local function try(path)
   local cqueues = server.modules.cqueues
   local text = helper.read(path)
   local answer = drive(4, function() return client(cqueues, server.port, text, 0.7) end)
+  if said then error(said) end
   if answer and answer ~= "" then
     if not answer:find "^HTTP/1%.[01] %d%d%d " then error("no HTTP: " .. answer:sub(1, 80)) end
     for status in answer:gmatch "HTTP/1%.1 (5%d%d) " do
@@ -166,10 +167,12 @@ local function try(path)
   if said then error(said) end
   -- with its client gone, a request goes, too
   local deadline = cqueues.monotime() + 4
-  while (next(server.engine.by_id) or server.calls > 0) and cqueues.monotime() < deadline do
+  while (next(server.engine.by_id) or server.calls > 0 or server.front.n_connections > 0)
+    and cqueues.monotime() < deadline do
     server.engine:tick()
     server:network(0.005, 8)
   end
+  if server.front.n_connections > 0 then error "a connection goes on without a client" end
   if next(server.engine.by_id) then error "a request goes on without a client" end
   if server.calls > 0 then error "a call goes on without a client" end
   local health = drive(4, function() return client(cqueues, server.port, GOOD, 2) end)

@@ -1,6 +1,6 @@
 -- run.lua [--seconds=N] [--seed=N] [--kind=NAME[,…]] [--case=N] [--jobs=N]: mutated files,
--- policies and requests of HTTP, for so many seconds, each batch in a process of its own under limits of time and
--- memory. `make fuzz` builds with sanitizers and calls it.
+-- policies and requests of HTTP, for so many seconds, each batch in a process of its own under limits
+-- of time and memory. `make fuzz` builds with sanitizers and calls it.
 --
 -- A case is what (kind, seed, number) make of it, and nothing else. Prints for each kind how many
 -- were tried, how they ended, and of each find the command that repeats it; a find's file goes to

@@ -214,6 +214,7 @@ function Engine:submit(given)
     self.counts.refused = self.counts.refused + 1
     return nil, message, code
   end
+  if #self.waiting >= self.queue then self:admit() end
   if #self.waiting >= self.queue then
     return refuse(("%d requests are waiting, which is the most"):format(#self.waiting), "busy")
   end
@@ -380,8 +381,9 @@ local function texts(self)
   return count
 end
 
--- Lets those read who may.
-local function admit(self)
+---Lets those read who may.
+---@package
+function Engine:admit()
   local at = 1
   while at <= #self.waiting do
     local request = self.waiting[at]
@@ -539,7 +541,7 @@ function Engine:between()
   if self.clock() - self.stepped >= self.step_seconds then step(self) end
   local request = self.stack[#self.stack]
   if #self.stack == 1 and not request.needed then
-    admit(self)
+    self:admit()
     read_next(self, true)
   end
   return request ~= nil and request.cancelled or false
@@ -550,7 +552,7 @@ end
 ---@return boolean
 function Engine:tick()
   sweep(self)
-  admit(self)
+  self:admit()
   local read_some = read_next(self, false)
   local stepped = step(self)
   return read_some or stepped or #self.waiting > 0

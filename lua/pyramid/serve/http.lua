@@ -191,18 +191,37 @@ end
 
 -- lua-http reads on when an answer is through, to leave the connection clean; where a client has
 -- gone in the middle of a body, it would do so for ever: nothing more comes, and that is no error
--- to it.
+-- to it. And where a stream ends that is not the first of its connection, before it has come to
+-- anything, it takes the first one off instead, which then waits for ever: such a stream is taken
+-- off here, and the connection closed.
 local function bound_shutdown(stream)
-  local step = stream.step
-  function stream:step(timeout)
-    local socket = self.connection.socket
-    if not socket or socket:eof "r" and socket:pending() == 0 then return nil, "gone" end
-    local before, in_body = self.stats_recv, self.has_main_headers
+  local shutdown, step = stream.shutdown, stream.step
+  local function bounded(self, timeout)
+    local before = self.stats_recv
     -- it raises on lengths that are none
     local fine, ok, message, errno = pcall(step, self, timeout)
     if not fine then return nil, tostring(ok) end
-    if ok and in_body and self.stats_recv == before then return nil, "nothing more" end
+    if ok and self.stats_recv == before then return nil, "nothing more" end
     return ok, message, errno
+  end
+  function stream:shutdown()
+    local connection = self.connection
+    local pipeline = connection.pipeline
+    self.step = bounded
+    local first = self.state ~= "idle" or pipeline:peek() == self
+    if first and pcall(shutdown, self) then return true end
+    self.state = "closed"
+    if connection.req_locked == self then
+      connection.req_locked = nil
+      connection.req_cond:signal(1)
+    end
+    for at = pipeline:length(), 1, -1 do
+      if pipeline:peek(at) == self then pipeline:remove(at) end
+    end
+    if connection.socket then connection.socket:shutdown() end
+    local following = pipeline:peek()
+    if following then following.pipeline_cond:signal() else connection:onidle()(connection) end
+    return true
   end
 end
 
@@ -291,17 +310,19 @@ end
 
 -- ---- the server ---------------------------------------------------------------------------------
 
-local function handle(self, stream)
-  bound_shutdown(stream)
-  stream.use_zlib = false       -- a few bytes may be inflated to any number
-  local headers = stream:get_headers(self.read_seconds)
+local function handle(self, stream, call)
+  -- it raises on transfer-encodings that it does not know
+  local fine, headers = pcall(stream.get_headers, stream, self.read_seconds)
+  if not fine then
+    call.closes = true
+    return call:fail(400, "the request is no HTTP that is known here")
+  end
   if not headers then return end
   local target = headers:get ":path" or "/"
   local path, query = target:match "^([^?#]*)%??([^#]*)"
-  local call = setmetatable({ server = self, stream = stream, headers = headers, owner = "",
-    method = headers:get ":method", path = path, began = false }, Call)
   local began = self.modules.cqueues.monotime()
-  call.query = query_of(query)
+  call.headers, call.method, call.path, call.query = headers, headers:get ":method", path,
+    query_of(query)
   call.open = self.routes.is_open(path)
   local status, message = check_sender(call)
   if status then
@@ -329,6 +350,23 @@ local function handle(self, stream)
   if self.log then
     self.log(("%s %s %s %.3f s"):format(call.method, path, call.status or "gone",
       self.modules.cqueues.monotime() - began))
+  end
+end
+
+-- Runs protected; lua-http raises where a connection is closed under what is written to it, and
+-- that is nobody's error. Any other is told to the client, as far as that goes.
+local function serve_stream(self, stream)
+  bound_shutdown(stream)
+  stream.use_zlib = false       -- a few bytes may be inflated to any number
+  local call = setmetatable({ server = self, stream = stream, owner = "", began = false }, Call)
+  self.calls = self.calls + 1
+  local ok, fault = xpcall(handle, debug.traceback, self, stream, call)
+  self.calls = self.calls - 1
+  if ok or call:gone() then return end
+  if self.log then self.log("error: " .. fault:gsub("%s*\n%s*", " | ")) end
+  if not call.began then
+    call.closes = true
+    pcall(call.fail, call, 500, "the server failed at this request")
   end
 end
 
@@ -361,15 +399,8 @@ function http.listen(engine, routes, given)
   local front, why = modules.server.listen { host = self.host, port = self.port, tls = false,
     version = 1.1, cq = self.queue, max_concurrent = self.connections,
     connection_setup_timeout = self.read_seconds, intra_stream_timeout = self.idle_seconds,
-    onstream = function(_, stream)
-      self.calls = self.calls + 1
-      local _ <close> = setmetatable({}, { __close = function() self.calls = self.calls - 1 end })
-      handle(self, stream)
-    end,
-    onerror = function(_, _, op, fault)
-      -- what a client did to its connection is nobody's error
-      if op == "onstream" and self.log then self.log(("error: %s"):format(tostring(fault))) end
-    end }
+    onstream = function(_, stream) serve_stream(self, stream) end,
+    onerror = function() end }              -- what a client did to its connection is nobody's error
   local bound
   if front then bound, why = front:listen() end
   if not front or not bound then
