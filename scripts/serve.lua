@@ -27,6 +27,7 @@ cli.option(parser, "--queue", "N", "How many requests may wait; more get status 
 cli.option(parser, "--kept", "N",
   "How many caches stay after their requests, for prompts that begin alike.",
   { default = "16", integer = 0 })
+cli.add_sessions(parser)
 parser:flag("--share", "Prompts of one user may begin with what was read for another.")
 cli.option(parser, "--max-tokens", "N", "Of an answer in a chat that does not say.",
   { short = "-n", default = "1024", integer = 1 })
@@ -62,7 +63,7 @@ local model <close> = cli.open_text_model(args)
 local server <close> = cli.must(serve.open(model, { host = args.host, port = args.port,
   api_keys = keys, name = args.name, template = args.template, policy = policy,
   dtype = args.cache_dtype, memory = args.memory, parallel = args.parallel, queue = args.queue,
-  kept = args.kept, share = args.share, max_tokens = args.max_tokens, body = args.body,
+  kept = args.kept, share = args.share, sessions = cli.sessions(args), max_tokens = args.max_tokens, body = args.body,
   connections = args.connections, seconds = args.timeout, grace = args.grace,
   policy_seconds = args.policy_seconds, signals = true, log = not args.quiet and function(line)
     io.stderr:write(os.date "%H:%M:%S ", line, "\n")

@@ -259,8 +259,32 @@ end
 ---Removes what was used longest ago until no more than its bytes are left.
 function Sessions:trim() trim(self) end
 
--- Stores what a cache holds, which are the rows of all these ids.
-local function put(self, cache, what, packed)
+---What a store keeps of a cache beside its rows.
+---@class pyramid.SessionAbout
+---@field identity string   a cache takes only what has its own
+---@field dtype string
+---@field model string
+---@field policy string
+
+---@param cache pyramid.Cache
+---@param model pyramid.Model
+---@param dtype string
+---@param chosen? pyramid.Policy
+---@param owner? string    who alone may take it; nil: anybody
+---@return pyramid.SessionAbout
+function sessions.about(cache, model, dtype, chosen, owner)
+  return { identity = core.hash_text(table.concat({ cache:identity(), model.precision,
+    model.converted or "", owner }, " ")), dtype = dtype,
+      model = model.path:match "([^/]+)/*$" or model.path,
+        policy = chosen and tostring(chosen):gsub("%(%)$", "") or "full" }
+end
+
+---Stores what a cache holds, which are the rows of all these ids, as sessions.pack has them, before
+---any cut.
+---@param cache pyramid.Cache
+---@param what pyramid.SessionAbout
+---@param packed string
+function Sessions:put(cache, what, packed)
   local path = self.path .. "/" .. name_of(what.identity, packed)
   if core.touch(path) then return end
   if self.bytes > 0 and cache:bytes() > self.bytes then
@@ -311,8 +335,13 @@ local function search(self, identity, packed, most)
   return out
 end
 
--- Lets an empty cache take what is stored of a prompt: how many tokens it has then.
-local function take(self, cache, identity, packed, most)
+---Lets an empty cache take what is stored of a prompt: how many tokens it has then.
+---@param cache pyramid.Cache
+---@param identity string   sessions.about's
+---@param packed string     the prompt, as sessions.pack has it
+---@param most integer      tokens that may be taken
+---@return integer
+function Sessions:take(cache, identity, packed, most)
   local tried = 0
   for _, entry in ipairs(search(self, identity, packed, most)) do
     if tried == TRIED then break end
@@ -391,11 +420,8 @@ function sessions.prefill(cache, use, ids, given, read)
   local most = n - math.max(needed, 1)
   if most < self.least then return read(ids, given.prune, false, given.progress) end
   local packed = pack_ids(ids)
-  local what = { identity = core.hash_text(table.concat({ cache:identity(), model.precision,
-    model.converted or "" }, " ")), dtype = tostring(use.dtype),
-      model = model.path:match "([^/]+)/*$" or model.path,
-        policy = use.policy and tostring(use.policy):gsub("%(%)$", "") or "full" }
-  local at = take(self, cache, what.identity, packed, most)
+  local what = sessions.about(cache, model, tostring(use.dtype), use.policy)
+  local at = self:take(cache, what.identity, packed, most)
   use.reused = at
   local total, first = model.config.layers * (n - at), at
   local function go(to, prune)
@@ -416,13 +442,13 @@ function sessions.prefill(cache, use, ids, given, read)
     if to - stored >= self.least and not (plain and to == most) then
       local logits, message, code = go(to, false)
       if not logits then return nil, message, code end
-      put(self, cache, what, packed:sub(1, 4 * to))
+      self:put(cache, what, packed:sub(1, 4 * to))
       stored = to
     end
   end
   local logits, message, code = go(n, given.prune)
   if not logits then return nil, message, code end
-  if plain and n - stored >= self.least then put(self, cache, what, packed) end
+  if plain and n - stored >= self.least then self:put(cache, what, packed) end
   return logits
 end
 

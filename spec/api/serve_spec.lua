@@ -382,6 +382,33 @@ describe("pyramid serve", function()
     server:stop()
   end)
 
+  it("finds what was read before it was killed, whole, and for the same user", function()
+    local folder = shell.folder()
+    local words = ("--model models/tiny --threads 1 --kept 0 --sessions %s/s --api-key one "
+      .. "--api-key two"):format(folder)
+    local body = { prompt = ("The cat sat on the mat. "):rep(40), max_tokens = 6, temperature = 0 }
+    local function ask(server, key)
+      local answer = server:ask("/v1/completions", body, "-H 'Authorization: Bearer " .. key .. "'")
+      return answer.usage.prompt_tokens_details.cached_tokens, answer.choices[1].text
+    end
+    local server = served.start(words)
+    local reused, text = ask(server, "one")
+    assert.equal(0, reused)
+    server:signal "KILL"
+    server:ends(5)
+    shell.remove(server.folder)
+    server = served.start(words)
+    local again, same = ask(server, "one")
+    assert.is_true(again > 200)
+    assert.equal(text, same)
+    assert.equal(0, (ask(server, "two")))
+    body.pyramid = { policy = "snapkv" }
+    again = ask(server, "one")
+    assert.is_true(again > 200)
+    server:stop()
+    shell.remove(folder)
+  end)
+
   it("says 429 and when to come again, once too many wait", function()
     local server = served.start "--model models/tiny --queue 1 --parallel 1 --threads 1"
     local body = { prompt = "a", max_tokens = 1500, ignore_eos = true, temperature = 0 }

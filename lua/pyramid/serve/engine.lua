@@ -42,6 +42,7 @@ local PUMP_EVERY <const> = 0.002      -- seconds between two calls of `pump` wit
 ---@field policy? pyramid.Policy   of requests that name none
 ---@field dtype? string|table      likewise
 ---@field policy_seconds? number   as of caches
+---@field sessions? string|pyramid.Sessions  a folder where beginnings stay, beyond this process
 ---@field clock? fun(): number
 
 ---@class pyramid.ServeEngine
@@ -54,7 +55,7 @@ Engine.__index = Engine
 
 local option_keys = { memory = "integer|string", queue = "integer", parallel = "integer",
   kept = "integer", share = "boolean", policy = "any", dtype = "string|table",
-  policy_seconds = "number", clock = "function" }
+  policy_seconds = "number", clock = "function", sessions = "string|table" }
 
 ---@class pyramid.ServeRequest
 ---@field id string
@@ -79,13 +80,20 @@ end
 
 ---@param model pyramid.Model
 ---@param given? pyramid.ServeEngineOptions
----@return pyramid.ServeEngine
+---@return pyramid.ServeEngine?
+---@return string? message
+---@return string? code
 function engine.new(model, given)
   given = options.check("engine", given, option_keys)
+  local store, message, code
+  if given.sessions then
+    store, message, code = sessions.of(given.sessions)
+    if not store then return nil, message, code end
+  end
   local self = setmetatable({ model = model,
     memory = options.bytes("engine", given.memory or "2 GiB"), queue = given.queue or 256,
     parallel = given.parallel or 64, share = given.share or false, policy = given.policy,
-    dtype = given.dtype, policy_seconds = given.policy_seconds, clock = given.clock or core.clock,
+    dtype = given.dtype, sessions = store, policy_seconds = given.policy_seconds, clock = given.clock or core.clock,
     shelf = shelf.new(given.kept or 16), pools = {}, waiting = {}, reading = {}, running = {},
     by_id = {}, stack = {}, step_seconds = 0, stepped = 0, pumped = 0,
     counts = { requests = 0, refused = 0, finished = 0, failed = 0, cancelled = 0,

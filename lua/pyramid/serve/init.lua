@@ -16,7 +16,7 @@ local routes = require "pyramid.serve.routes"
 local serve = {}
 
 local engine_keys = { memory = true, queue = true, parallel = true, kept = true, share = true,
-  policy = true, dtype = true, policy_seconds = true }
+  policy = true, dtype = true, policy_seconds = true, sessions = true }
 local own = { name = "string", template = "string", max_tokens = "integer" }
 local http_keys = { host = true, port = true, api_keys = true, body = true, connections = true,
   read_seconds = true, idle_seconds = true, write_seconds = true, seconds = true, grace = true,
@@ -49,8 +49,9 @@ function serve.open(model, given)
   end
   local modules, message, code = library.open()
   if not modules then return nil, message, code end
-  local engine = engines.new(model, for_engine)
-  local server
+  local engine, server
+  engine, message, code = engines.new(model, for_engine)
+  if not engine then return nil, message, code end
   server, message, code = http.listen(engine, routes, for_http)
   if not server then
     engine:close()

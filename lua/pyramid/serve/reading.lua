@@ -82,13 +82,27 @@ function reading.begin(engine, request)
   if most >= LEAST then
     cache, at = engine.shelf:take(request.owner, request.shares, request.packed, LEAST, most)
   end
-  if not cache then
-    local message, code
-    cache, message, code = engine:new_cache(request)
-    if not cache then return nil, message, code end
-    at = 0
+  local store = most >= LEAST and engine.sessions
+  if not cache or store and most - at >= store.least then
+    local other, message, code = engine:new_cache(request)
+    if not other then
+      if cache then cache:close() end
+      return nil, message, code
+    end
+    local found = 0
+    if store then
+      request.about = sessions.about(other, engine.model, request.format, request.policy,
+        not engine.share and request.owner or nil)
+      found = store:take(other, request.about.identity, request.packed, most)
+    end
+    if not cache or found > at then
+      if cache then cache:close() end
+      cache, at = other, found
+    else
+      other:close()
+    end
   end
-  request.cache, request.at, request.reused = cache, at, at
+  request.cache, request.at, request.reused, request.stored = cache, at, at, at
   request.parts, request.part = parts_of(request, at), 1
   return true
 end
@@ -125,6 +139,10 @@ function reading.next(engine, request)
     if fork then
       engine.shelf:keep({ owner = request.owner, shares = request.shares, cache = fork,
         packed = request.packed:sub(1, 4 * part.to) }, not request.windowed)
+    end
+    if request.about and part.to - request.stored >= engine.sessions.least then
+      engine.sessions:put(request.cache, request.about, request.packed:sub(1, 4 * part.to))
+      request.stored = part.to
     end
   end
   return request.part > #request.parts and got or true
