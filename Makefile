@@ -78,11 +78,10 @@ STATIC   := $(LUA_LINK) $(filter -l%,$(LIBS))
 
 OBJCOPY  ?= objcopy
 
-# lua/main.c and lua/lprobe.c are the program's own, lua/own_streams.c the shared libraries',
-# spec/support/lops.c the specs'; everything else, and the Lua text packed into bundle.c, is the
-# library.
-PROGRAM := lua/main.c lua/lprobe.c
-SPEC_C  := spec/support/lops.c spec/support/stress.c
+# PROGRAM are the program's own, lua/own_streams.c the shared libraries', SPEC_C the specs';
+# everything else, and the Lua text packed into bundle.c, is the library.
+PROGRAM := lua/main.c lua/lprobe.c lua/linterrupt.c lua/lterminal.c
+SPEC_C  := spec/support/lops.c spec/support/stress.c spec/support/lpty.c
 STREAM_C := lua/own_streams.c
 SOURCES := $(filter-out $(PROGRAM) $(SPEC_C) $(STREAM_C),$(wildcard core/*/*.c core/*/*/*.c lua/*.c))
 # What takes longest to compile comes first, so that no processor is left with it at the end.

@@ -45,7 +45,9 @@ void pyr_lua_stop(lua_State *L, lua_Debug *ar) {
 }
 
 void pyr_lua_watch(lua_State *L, const volatile sig_atomic_t *flag) {
-  pyr_lua_get_world(L)->interrupted = flag;
+  pyr_lua_world *world = pyr_lua_get_world(L);
+  world->interrupted = flag;
+  world->raised = 0;
 }
 
 int pyr_lua_is_interrupted(lua_State *L) { return is_interrupted(pyr_lua_get_world(L)); }

@@ -14,21 +14,18 @@
  * directory is none of them: nothing that lies beside a model is run, unless its path is given.
  * PYRAMID_DEVICE is the device of models and runtimes that are opened without one (else "cpu"),
  * PYRAMID_PRECISION the precision of such models (else "auto").
- * Only this file reads the environment, prints, touches signals, and decides the exit status: 0,
- * what os.exit says, or 1 with a traceback.
- *
- * Ctrl-C (SIGINT) ends scripts and core calls by errors that nothing catches for long, so that
- * files and models are closed, with status 130 and no word. Where that takes more than GRACE
- * seconds (one long call of a C function), or at the second Ctrl-C, the process ends at once. */
+ * Only this file reads the environment, prints, and decides the exit status: 0, what os.exit says,
+ * or 1 with a traceback; 130 after a Ctrl-C (linterrupt.c). Lines that are typed at a terminal are
+ * lterminal.c's. */
 #include "lauxpyr.h"
 #include "bundle.h"
+#include "program.h"
 #include "base/plain.h"
 
 #include <lualib.h>
 
 #include <dirent.h>
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -327,46 +324,6 @@ static int load_named(lua_State *L, char **argv, int argc, int roots, int *scrip
   return load_script(L, roots, name);
 }
 
-/* ---- interrupts ------------------------------------------------------------------------------ */
-
-enum { GRACE = 3, INTERRUPTED = 128 + SIGINT };
-
-static volatile sig_atomic_t interrupted;
-static lua_State *interruptible;
-
-static void on_alarm(int number) {
-  (void)number;
-  _exit(INTERRUPTED);
-}
-
-static void on_interrupt(int number) {
-  if (interrupted) _exit(INTERRUPTED);
-  interrupted = number;
-  lua_sethook(interruptible, pyr_lua_stop,
-              LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
-  signal(SIGALRM, on_alarm);
-  alarm(GRACE);
-}
-
-/* os.exit of a script that ends because of an interrupt. */
-static void at_exit(void) {
-  if (!interrupted) return;
-  fflush(NULL);
-  _exit(INTERRUPTED);
-}
-
-/* Not where a shell or nohup has said that it is to be ignored. System calls are not restarted:
- * reading ends, too. */
-static void catch_interrupts(lua_State *L) {
-  struct sigaction old, action = { .sa_handler = on_interrupt };
-  if (sigaction(SIGINT, NULL, &old) != 0 || old.sa_handler == SIG_IGN) return;
-  interruptible = L;
-  pyr_lua_watch(L, &interrupted);
-  sigemptyset(&action.sa_mask);
-  sigaction(SIGINT, &action, NULL);
-  atexit(at_exit);
-}
-
 /* lua-cjson for scripts of one's own, in this program alone: it ends its process where memory runs
  * out, so that no library may carry it into a host. What ships reads JSON by lua/ljson.c. */
 #if !defined(PYR_NO_CJSON)
@@ -399,7 +356,7 @@ static void choose(lua_State *L, const char *variable, const char *key) {
 static int run(lua_State *L) {
   command *c = lua_touserdata(L, 1);
   luaL_openlibs(L);
-  catch_interrupts(L);
+  pyr_program_catch_interrupts(L);
   pyr_lua_absolute_paths(L);
   push_roots(L);
   int roots = lua_gettop(L);
@@ -413,8 +370,13 @@ static int run(lua_State *L) {
   lua_setfield(L, -2, "pyramid.scripts");
   pyr_lua_preload(L, 1);
   preload_cjson(L);
-  lua_pushcfunction(L, pyr_luaopen_probe);
-  lua_setfield(L, roots + 1, "pyramid.probe");
+  static const luaL_Reg own[] = { { "pyramid.probe", pyr_luaopen_probe },
+                                  { "pyramid.interrupts", pyr_luaopen_interrupts },
+                                  { "pyramid.terminal", pyr_luaopen_terminal } };
+  for (size_t i = 0; i < sizeof own / sizeof *own; i++) {
+    lua_pushcfunction(L, own[i].func);
+    lua_setfield(L, roots + 1, own[i].name);
+  }
   choose(L, "PYRAMID_DEVICE", PYR_LUA_DEVICE);
   choose(L, "PYRAMID_PRECISION", PYR_LUA_PRECISION);
 
@@ -451,9 +413,9 @@ int main(int argc, char **argv) {
   lua_pushcfunction(L, run);
   lua_pushlightuserdata(L, &c);
   if (lua_pcall(L, 1, 0, 0) != LUA_OK) c.status = report(L);
-  if (interrupted) fflush(stdout);
+  if (pyr_program_is_interrupted()) fflush(stdout);
   lua_close(L);
-  if (interrupted) return INTERRUPTED;
+  if (pyr_program_is_interrupted()) return PYR_PROGRAM_INTERRUPTED;
   if (fflush(stdout) != 0) {
     fprintf(stderr, "pyramid: %s\n", strerror(errno));
     return 1;
