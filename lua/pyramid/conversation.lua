@@ -12,6 +12,7 @@
 ---   text       "<|im_start|>system … assistant\n": what the format made of all before the answer
 ---   waiting    ids of the last answer that the cache does not hold yet: its last token, mostly
 ---   seen       ids of all that was read and written, for samplers with penalties
+---   turns      what all of these were before each answer that the cache holds, for undo
 ---
 --- Messages may hold more than a text: parts, calls of tools, what tools answered. An answer is
 --- kept as the text that the model wrote, with the calls in it in the model's own spelling, which
@@ -168,7 +169,7 @@ function conversation.new(model, given)
     cache_options = { policy = given.policy, dtype = given.dtype, budget = given.budget,
       policy_seconds = given.policy_seconds, trace = given.trace, sessions = given.sessions,
       tiers = given.tiers, pressure = given.pressure },
-    rereads = 0, turn_end = "" },
+    rereads = 0, turn_end = "", turns = {} },
     Conversation)
   if format ~= "none" then
     self.turn_end, message, code = turn_end(model.tokenizer, format, self.how)
@@ -240,6 +241,13 @@ local function new_ids(self, messages)
   return ids, cache, whole, boundaries
 end
 
+-- How the conversation is before a turn: what it goes back to when the turn is undone.
+local function mark_of(self, anew)
+  return { messages = #self.messages, tokens = anew and 0 or self.cache:tokens(),
+    evicted = anew and 0 or self.cache:evicted(), text = not anew and self.text or nil,
+    answered = self.answered, waiting = self.waiting, seen = #self.seen }
+end
+
 local how_keys = { sampler = "any", max_tokens = "integer", stop = "string|table",
   progress = "function", clock = "function", logprobs = "boolean|integer", on_piece = "function",
     on_prompt = "function", speculate = "boolean|table" }
@@ -282,6 +290,7 @@ function Conversation:say(given, how)
   local ids, cache, whole, boundaries = new_ids(self, messages)
   if not ids then return nil, cache, whole end
   local anew = cache ~= self.cache
+  local mark = mark_of(self, anew)
   local stops = type(how.stop) == "string" and { how.stop } or copy(how.stop or {})
   if self.turn_end ~= "" then stops[#stops + 1] = self.turn_end end
   local held = { cache = anew and cache or nil }  -- what is closed if this does not end well
@@ -354,10 +363,114 @@ function Conversation:say(given, how)
     end
     self.cache, held.cache = cache, nil
   end
+  if anew then self.turns = {} end
+  self.turns[#self.turns + 1] = mark
   self.messages, self.answered, self.waiting = messages, #messages, waiting
   self.text = stays and whole or nil
   self.reply, self.finish, self.seen = reply, run.finish or "closed", seen
   return run.stats
+end
+
+-- ---- told otherwise -----------------------------------------------------------------------------
+
+-- The cache as a mark has it; false where its rows are not what they were, or cannot be had back.
+local function go_back(self, mark)
+  local cache = self.cache
+  if not self.text or not mark.text or not cache or cache:evicted() ~= mark.evicted
+    or not cache:truncate(mark.tokens) then
+    return false
+  end
+  self.text, self.answered, self.waiting = mark.text, mark.answered, mark.waiting
+  self.seen = table.move(self.seen, 1, mark.seen, 1, {})
+  return true
+end
+
+local function answers_in(messages)
+  for _, message in ipairs(messages) do
+    if message.role == "assistant" then return true end
+  end
+  return false
+end
+
+---Takes back the last turn: what the user said, and all behind it. The cache drops the turn's rows;
+---where it cannot, because a policy has evicted others meanwhile, say, the next turn reads the
+---conversation anew. nil, message, code where nothing was said.
+---@return string|table[]|nil said  the message's content
+---@return string? message
+---@return string? code
+function Conversation:undo()
+  if self.closed then error("the conversation is closed", 2) end
+  local messages, last = self.messages, nil
+  for i = #messages, 1, -1 do
+    if messages[i].role == "user" then
+      last = i
+      break
+    end
+  end
+  if not last then
+    return nil, "conversation:undo: nothing was said that could be undone", "argument"
+  end
+  if self.answered and self.answered > last then
+    local turns = self.turns
+    while turns[1] and turns[#turns].messages >= last do turns[#turns] = nil end
+    local mark = table.remove(turns)
+    if not mark or not go_back(self, mark) then self.text = nil end
+  end
+  self.messages = table.move(messages, 1, last - 1, 1, {})
+  if self.cache and not self.text and not answers_in(self.messages) then
+    self.cache:close()                                     -- as before the first turn
+    self.cache, self.answered = nil, nil
+  end
+  self.reply, self.finish = nil, nil
+  return messages[last].content
+end
+
+---Another system message from here on, or, with nil, none. The next turn reads the conversation
+---anew.
+---@param text? string
+---@return true?
+---@return string? message
+---@return string? code
+function Conversation:set_system(text)
+  if text ~= nil and type(text) ~= "string" then
+    error("conversation:set_system: a text is wanted, or nil", 2)
+  end
+  if self.format == "none" and text then
+    return nil, 'conversation:set_system: format = "none" knows texts alone', "argument"
+  end
+  local messages = {}
+  if text then messages[1] = { role = "system", content = text } end
+  local first = self.messages[1] and self.messages[1].role == "system" and 2 or 1
+  table.move(self.messages, first, #self.messages, #messages + 1, messages)
+  if #messages > 0 then
+    local whole, message, code = render(self, messages, false)
+    if not whole then return nil, message, code end
+  end
+  if #messages ~= #self.messages then self.text, self.turns = nil, {} end   -- all numbers move
+  self.messages = messages
+  return true
+end
+
+---Another policy from here on. What was said stays; the next turn reads all of it anew, under this
+---policy.
+---@param policy pyramid.PolicyLike
+---@return true?
+---@return string? message
+---@return string? code
+function Conversation:set_policy(policy)
+  if self.closed then error("the conversation is closed", 2) end
+  local o = {}
+  for key, value in pairs(self.cache_options) do o[key] = value end
+  o.policy = policy
+  local cache, message, code = self.model:cache(o)         -- what is wrong with it is said now
+  if not cache then return nil, message, code end
+  cache:close()
+  if self.cache then
+    self.cache:close()
+    self.rereads = self.rereads + 1
+  end
+  self.cache_options, self.cache, self.text, self.turns = o, nil, nil, {}
+  return true
 end
 
 -- ---- one answer ---------------------------------------------------------------------------------
@@ -463,8 +576,9 @@ end
 function Conversation:fork()
   local other = setmetatable({}, Conversation)
   for key, value in pairs(self) do other[key] = value end
-  other.messages, other.waiting, other.seen = copy(self.messages), copy(self.waiting),
-    copy(self.seen)
+  for _, key in ipairs { "messages", "waiting", "seen", "turns" } do
+    other[key] = copy(self[key])
+  end
   if self.cache then
     local message, code
     other.cache, message, code = self.cache:fork()

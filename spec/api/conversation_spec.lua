@@ -68,6 +68,171 @@ describe("a conversation", function()
   end)
 end)
 
+describe("a conversation told otherwise", function()
+  local say = { max_tokens = 7, sampler = { temperature = 0 } }
+
+  -- What a conversation says that is told all of it at once, and never of what was taken back.
+  local function fresh(model, given, told, question)
+    local talk <close> = assert(model:conversation(given))
+    for _, one in ipairs(told) do assert(talk:add(one[1], one[2])) end
+    local stats = assert(talk:say(question, say))
+    return talk.reply, stats.prompt_tokens
+  end
+
+  it("takes turns back, and its cache goes back with them", function()
+    for _, format in ipairs { "none", "chatml" } do
+      local talk <close> = assert(tiny:conversation { format = format, dtype = "f32" })
+      local replies, tokens = {}, {}
+      local questions = { "The box was blue.", " It rained.", " Toby had a dog." }
+      for i, text in ipairs(questions) do
+        assert(talk:say(text, say))
+        replies[i], tokens[i] = talk.reply, talk.cache:tokens()
+      end
+      assert.equal(" Toby had a dog.", talk:undo())
+      assert.equal(4, #talk.messages)
+      assert.equal(tokens[2], talk.cache:tokens())
+      assert(talk:say(" Toby had a dog.", say))
+      assert.equal(replies[3], talk.reply)
+      for i = 3, 2, -1 do
+        assert.equal(questions[i], talk:undo())
+        assert.equal(tokens[i - 1], talk.cache:tokens())
+      end
+      assert(talk:say(" It rained.", say))
+      assert.equal(replies[2], talk.reply)
+      assert.equal(tokens[2], talk.cache:tokens())
+      talk:undo()
+      assert.equal("The box was blue.", talk:undo())
+      assert.same({}, talk.messages)
+      assert.is_nil(talk.cache)
+      local none, message, code = talk:undo()
+      assert.is_nil(none)
+      assert.equal("argument", code)
+      assert.matches("nothing was said", message)
+      assert(talk:say("The box was blue.", say))
+      assert.equal(replies[1], talk.reply)
+      assert.equal(0, talk.rereads)
+    end
+  end)
+
+  it("reads anew where a policy has evicted what a turn needs", function()
+    local talk <close> = assert(tiny:conversation { format = "none",
+      policy = pyramid.policy("h2o", { rows = 16 }) })
+    local long = ("The box was blue and the lamp was red. "):rep(4)
+    assert(talk:say(long, say))
+    assert(talk:say(" It rained.", { max_tokens = 40 }))
+    talk:undo()
+    assert.equal(2, #talk.messages)
+    assert(talk:say(" It rained.", say))
+    assert.equal(1, talk.rereads)
+  end)
+
+  it("takes back what has no answer, and what tools said", function()
+    local talk <close> = assert(tiny:conversation { format = "chatml", system = "Be brief." })
+    assert(talk:say("The box was blue.", say))
+    local tokens = talk.cache:tokens()
+    assert(talk:add("user", "Was it?"))
+    assert.equal("Was it?", talk:undo())
+    assert.equal(tokens, talk.cache:tokens())
+    assert.equal(3, #talk.messages)
+    assert(talk:say("What rained?", say))
+    assert(talk:say({ role = "tool", content = "Cats." }, say))
+    assert.equal(7, #talk.messages)
+    assert.equal("What rained?", talk:undo())
+    assert.equal(3, #talk.messages)
+    assert.equal(tokens, talk.cache:tokens())
+  end)
+
+  it("does so in a fork, and in one of a file", function()
+    local path = folder .. "/it.chat"
+    local talk <close> = assert(tiny:conversation { format = "none", dtype = "f32" })
+    assert(talk:say("The box was blue.", say))
+    assert(talk:say(" It rained.", say))
+    local reply = talk.reply
+    local fork <close> = assert(talk:fork())
+    fork:undo()
+    assert(fork:say(" It rained.", say))
+    assert.equal(reply, fork.reply)
+    assert.equal(4, #talk.messages)
+    assert(talk:save(path))
+    local loaded <close> = assert(tiny:load_conversation(path, { format = "none", dtype = "f32" }))
+    assert.equal(" It rained.", loaded:undo())
+    assert(loaded:say(" It rained.", say))
+    assert.equal(1, loaded.rereads)
+    assert.equal(4, #loaded.messages)
+  end)
+
+  it("has another system message, or none", function()
+    local o = { format = "chatml", dtype = "f32" }
+    local with = { format = "chatml", dtype = "f32", system = "You are Rex." }
+    local talk <close> = assert(tiny:conversation(o))
+    assert(talk:say("Who?", say))
+    local first = talk.reply
+    assert(talk:set_system "You are Rex.")
+    assert(talk:say("Where?", say))
+    local wanted, count = fresh(tiny, with, { { "user", "Who?" }, { "assistant", first } },
+      "Where?")
+    assert.equal(wanted, talk.reply)
+    assert.is_true(talk.cache:tokens() >= count)
+    assert.equal(1, talk.rereads)
+    local second = talk.reply
+    assert(talk:set_system "You are Rex.")                   -- no change, and nothing read anew
+    assert(talk:say("When?", say))
+    assert.equal(1, talk.rereads)
+    talk:undo()
+    assert(talk:set_system(nil))
+    assert(talk:say("When?", say))
+    assert.equal(2, talk.rereads)
+    assert.equal((fresh(tiny, o, { { "user", "Who?" }, { "assistant", first },
+      { "user", "Where?" }, { "assistant", second } }, "When?")), talk.reply)
+    assert.error_matches(function() talk:set_system(5) end, "a text is wanted, or nil")
+    local plain <close> = assert(tiny:conversation { format = "none" })
+    local none, message, code = plain:set_system "x"
+    assert.is_nil(none)
+    assert.equal("argument", code)
+    assert.matches("texts alone", message)
+    assert.same({}, plain.messages)
+    local picky <close> = assert(tiny:conversation { format = "{% for m in messages %}"
+      .. "{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+      .. "{{ m.content }}{% endfor %}" })
+    none, message = picky:set_system "x"
+    assert.is_nil(none)
+    assert.matches("no system here", message)
+    assert.same({}, picky.messages)
+  end)
+
+  it("has another policy, under which all of it is read again", function()
+    local talk <close> = assert(tiny:conversation { format = "none", dtype = "f32" })
+    local long = ("The box was blue and the lamp was red. "):rep(4)
+    assert(talk:say(long, say))
+    local first = talk.reply
+    local none, message, code = talk:set_policy "nonesuch"
+    assert.is_nil(none)
+    assert.is_string(message)
+    assert.is_string(code)
+    assert.is_true(talk.cache:tokens() > 0)                  -- it stays as it is
+    assert(talk:set_policy(pyramid.policy("streaming", { rows = 16 })))
+    assert.equal(2, #talk.messages)
+    assert(talk:say(" It rained.", say))
+    assert.equal(1, talk.rereads)
+    assert.is_true(talk.cache:fraction() < 0.6)
+    assert.equal((fresh(tiny, { format = "none", dtype = "f32",
+      policy = pyramid.policy("streaming", { rows = 16 }) }, { { "user", long },
+        { "assistant", first } },
+      " It rained.")), talk.reply)
+    local other <close> = assert(talk:fork())
+    assert(other:set_policy "full")
+    assert(talk:say(" It rained.", say))                     -- the fork's policy is its own
+    assert.is_true(talk.cache:fraction() < 0.6)
+  end)
+
+  it("raises where it is closed", function()
+    local talk = assert(tiny:conversation { format = "none" })
+    talk:close()
+    assert.error_matches(function() talk:undo() end, "closed")
+    assert.error_matches(function() talk:set_policy "full" end, "closed")
+  end)
+end)
+
 describe("tools in a conversation", function()
   -- Tools, their calls and their answers as a template tells them.
   local format = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{% for m in messages %}"
