@@ -548,7 +548,7 @@ describe("pyramid chat", function()
 
   it("takes no line that begins with / for a message", function()
     local out, err = talk("/HELP\n/quit now\n/clear \n/quit \nnever said\n", "--template none")
-    assert.matches("there is no command /HELP; .*there is no command /quit now; .*forgotten", err)
+    assert.matches("there is no command /HELP; .*/quit takes nothing behind it, and there is 'now'.*forgotten", err)
     assert.equal("", out)
   end)
 

@@ -255,11 +255,12 @@ function cli.add_trace(parser)
 end
 
 ---@param parser table
----@param defaults? { temperature: number, top_p: number }
+---@param defaults? { temperature: number, top_p: number }  then the seed differs from run to run, too
 function cli.add_sampler(parser, defaults)
-  local temperature, top_p = "0", ""
+  local temperature, top_p, seed = "0", "", "so runs repeat unless you change it. (default: 0)"
   if defaults then
     temperature, top_p = tostring(defaults.temperature), (" (default: %g)"):format(defaults.top_p)
+    seed = "so runs repeat. (default: another one each time)"
   end
   option(parser, "--temperature", "X",
     "0: always the most probable token, and the next four options do nothing.",
@@ -271,7 +272,7 @@ function cli.add_sampler(parser, defaults)
     "Only from those at least this many times as probable as the most probable; 0: off.",
       { number = true })
   option(parser, "--seed", "N",
-    "The same seed picks the same tokens, so runs repeat unless you change it. (default: 0)",
+    "The same seed picks the same tokens, " .. seed,
       { integer = 0 })
   option(parser, "--repeat-penalty", "X", "Makes what was said less probable; 1: off.",
     { number = true })
@@ -450,27 +451,40 @@ end
 ---A policy from a text: its name or path, then key=value words, on lines or separated by spaces.
 ---@param text string
 ---@param file? boolean  the name is a path
----@return pyramid.Policy
----@return string label  as the user wrote it
-function cli.policy(text, file)
+---@return pyramid.Policy?
+---@return string label  as the user wrote it; or what is wrong
+---@return string? hint
+function cli.find_policy(text, file)
   local words = {}
   -- Joined words are on lines. A text with spaces is split there, unless it is the path of a file.
   local pattern = (file or text:find "\n") and "[^\n]+" or "[^%s,]+"
   for word in text:gmatch(pattern) do words[#words + 1] = word end
   local name = table.remove(words, 1)
   if not name then
-    cli.fail("an empty policy name", "Known: " .. table.concat(policy.list(), ", ") .. ".")
+    return nil, "an empty policy name", "Known: " .. table.concat(policy.list(), ", ") .. "."
   end
-  local found = cli.must(policy.load(file and not name:find "[/\\]" and "./" .. name or name))
-  local function must(value, message)
-    if value ~= nil then return value end
+  local found, message = policy.load(file and not name:find "[/\\]" and "./" .. name or name)
+  if not found then return nil, message end
+  local given, with
+  given, message = policy.parse_options(found, words)
+  if given then with, message = policy.load(found, given) end
+  if not with then
     local stray = message:find("unknown option", 1, true) and text:find "\n"
-    cli.fail(message, stray
-      and "A prompt that looks like key=value goes before --policy or after --." or nil)
+    return nil, message, stray
+      and "A prompt that looks like key=value goes before --policy or after --." or nil
   end
-  local given = must(policy.parse_options(found, words))
-  found = must(policy.load(found, given))
-  return found, table.concat({ found.name, table.unpack(words) }, " ")
+  return with, table.concat({ found.name, table.unpack(words) }, " ")
+end
+
+---The same, or the end of the program.
+---@param text string
+---@param file? boolean
+---@return pyramid.Policy
+---@return string label
+function cli.policy(text, file)
+  local found, label, hint = cli.find_policy(text, file)
+  if not found then cli.fail(label, hint) end
+  return found, label
 end
 
 ---All policies of the arguments; `full` if there is none.
@@ -523,10 +537,11 @@ function cli.cache_options(args, chosen)
     trace = cli.trace(args), sessions = cli.sessions(args) }
 end
 
+---What the arguments say of sampling.
 ---@param args table
 ---@param defaults? { temperature: number, top_p: number }  as given to add_sampler
----@return pyramid.Sampler
-function cli.sampler(args, defaults)
+---@return pyramid.SamplerOptions
+function cli.sampling(args, defaults)
   if args.temperature == 0 then
     local idle = {}
     for _, key in ipairs { "top_k", "top_p", "min_p", "seed" } do
@@ -543,10 +558,17 @@ function cli.sampler(args, defaults)
   end
   local grammar = args.grammar and { file = args.grammar }
     or args.schema and { schema_file = args.schema } or nil
-  return cli.must(guarded(sampler, { grammar = grammar,
-    temperature = args.temperature, top_k = args.top_k,
+  return { grammar = grammar, temperature = args.temperature, top_k = args.top_k,
     top_p = args.top_p or defaults and defaults.top_p, min_p = args.min_p,
-      repeat_penalty = args.repeat_penalty, seed = args.seed }))
+    repeat_penalty = args.repeat_penalty, seed = args.seed }
+end
+
+---The sampler that they ask for.
+---@param args table
+---@param defaults? { temperature: number, top_p: number }
+---@return pyramid.Sampler
+function cli.sampler(args, defaults)
+  return cli.must(guarded(sampler, cli.sampling(args, defaults)))
 end
 
 ---A file's bytes; "-" is standard input.

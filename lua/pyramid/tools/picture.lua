@@ -324,8 +324,15 @@ function picture.seconds(seconds)
   return ("%d h %02d min"):format(seconds // 3600, math.floor(seconds % 3600 / 60))
 end
 
+-- Fits the terminal as it is now: a line that is wider than it would stay when it is erased.
 local function line(self, done, total, elapsed)
   local share = total > 0 and done / total or 0
+  local columns = core.terminal(self.stream) or 0
+  if columns > 0 then self.picture.width = math.min(columns, 120) end
+  if self.picture.width < 24 + 8 + picture.columns(self.label) then
+    return ("%s %d %%"):format(self.picture:cut(self.label, math.max(1, self.picture.width - 7)),
+      math.floor(share * 100))
+  end
   local left = ""
   if share > 0 and share < 1 and elapsed > 0.5 then
     left = picture.seconds(elapsed / share * (1 - share)) .. " left"
@@ -348,7 +355,7 @@ function picture.progress(label, given)
   local self = setmetatable({ picture = picture.new(stream), stream = stream, label = label,
     after = given and given.after or 0.4, began = core.clock(), drawn = 0 }, Progress)
   self.update = function(done, total)
-    if not self.picture.terminal or self.ended then return end
+    if not self.picture.terminal or self.ended or set "TERM" == "dumb" then return end
     local now = core.clock()
     if now - self.began < self.after or now - self.drawn < 0.05 then return end
     self.drawn, shown = now, self
