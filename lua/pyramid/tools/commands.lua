@@ -53,6 +53,29 @@ function commands.names(summaries)
   return names
 end
 
+---What a command's --help says; without a name, all commands with what they do.
+---@param name? string
+---@return string?
+---@return string? message
+function commands.help(name)
+  local summaries = scripts.list()
+  if name then
+    if not summaries[name] then return nil, ("there is no command '%s'"):format(name) end
+    local parser, why = parser_of(name)
+    if parser then
+      return (parser:get_help():gsub("^Usage: pyramid %S+", "Usage: pyramid " .. name)) .. "\n"
+    end
+    if why then return nil, ("%s: %s"):format(name, tostring(why)) end
+    return ("pyramid %s: %s\n"):format(name, summaries[name])
+  end
+  local names, wide, lines = commands.names(summaries), 0, {}
+  for _, each in ipairs(names) do wide = math.max(wide, #each) end
+  for i, each in ipairs(names) do
+    lines[i] = ("  %s%s  %s"):format(each, (" "):rep(wide - #each), summaries[each])
+  end
+  return table.concat(lines, "\n") .. "\n\npyramid help COMMAND says more.\n"
+end
+
 -- argparse writes completions for commands of one parser: each script's options become those of a
 -- command.
 local function as_one(list)
