@@ -4,6 +4,7 @@ local core = require "pyramid.core"
 local hidden = require "pyramid.tools.hidden"
 local picture = require "pyramid.tools.picture"
 local recall = require "pyramid.tools.recall"
+local screen = require "pyramid.tools.screen"
 local target = require "pyramid.tools.target"
 local world = require "pyramid.tools.world"
 
@@ -125,7 +126,7 @@ local function write_on(model, cache, opening)
   local run <close> = cli.must(model:generate(opening,
     { cache = fork, special = false, prune = false, max_tokens = story_tokens,
       sampler = { temperature = 0.6, top_k = 20, seed = 3 } }))
-  for piece in run do writer:push(piece) end
+  for piece in run do writer:push(pic.terminal and screen.safe(piece) or piece) end
   writer:finish()
 end
 
@@ -141,6 +142,7 @@ local function answer(model, cache, question)
   local line = ""
   for piece in run do line = line .. piece end
   line = line:match "^%s*([^\n]*)"
+  if pic.terminal then line = screen.safe(line) end
   return line:match "^.-%." or line, hidden.answers(line, question.word)
 end
 

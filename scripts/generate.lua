@@ -5,6 +5,7 @@ local conversation = require "pyramid.conversation"
 local core = require "pyramid.core"
 local endless = require "pyramid.compose".endless
 local picture = require "pyramid.tools.picture"
+local screen = require "pyramid.tools.screen"
 local target = require "pyramid.tools.target"
 
 local parser = cli.parser("[options] [PROMPT]",
@@ -37,6 +38,8 @@ cli.add_sampler(parser)
 cli.add_speculation(parser)
 cli.option(parser, "--context", "N", "Read only the last N tokens of a longer prompt.",
   { integer = 1 })
+cli.option(parser, "--logprobs", "K", "Say at the end how probable each token was, as logarithms, "
+  .. "and which K were the most probable in its place.", { integer = 0 })
 parser:flag("--ignore-eos", "Go on after an end-of-text token.")
 parser:flag("-s --stats", "Say at the end what was read, kept and how fast.")
 parser:flag("--json", "Print one JSON object instead of the text.")
@@ -137,6 +140,38 @@ local function show_stats(model, run, rows, label)
   io.stderr:write("\n", table.concat(lines, "\n"), "\n")
 end
 
+-- A token as text, between quotes.
+local function token(model, id)
+  return ('"%s"'):format((screen.safe(model:decode({ id }) or ""):gsub("[\n\t\"\\]",
+    { ["\n"] = "\\n", ["\t"] = "\\t", ['"'] = '\\"', ["\\"] = "\\\\" })))
+end
+
+local function show_logprobs(model, made, logprobs, instead)
+  local rows = { { "token", "log p", args.logprobs > 0 and "most probable" or "" } }
+  for i, id in ipairs(made) do
+    local others = {}
+    for k, other in ipairs(instead[i][1]) do
+      others[k] = ("%s %.3f"):format(token(model, other), instead[i][2][k])
+    end
+    rows[i + 1] = { token(model, id), ("%.3f"):format(logprobs[i]), table.concat(others, "  ") }
+  end
+  io.stderr:write("\n", table.concat(picture.table(rows, "<><"), "\n"), "\n")
+end
+
+-- The same for JSON: of each token its id, its text, and as much of the others.
+local function list_logprobs(model, made, logprobs, instead)
+  local list = {}
+  for i, id in ipairs(made) do
+    local top = {}
+    for k, other in ipairs(instead[i][1]) do
+      top[k] = { id = other, text = model:decode { other }, logprob = instead[i][2][k] }
+    end
+    list[i] = { id = id, text = model:decode { id }, logprob = logprobs[i],
+      top = #top > 0 and top or nil }
+  end
+  return list
+end
+
 -- Reads --stream, and says how far it is.
 local function read_stream(model, cache)
   local file, message = io.stdin, nil
@@ -184,18 +219,23 @@ local streamed = args.stream and read_stream(model, cache)
 local progress <close> = picture.progress(("prefill of %d tokens"):format(#ids))
 local run <close> = cli.must(model:generate(ids,
   { cache = cache, sampler = cli.sampler(args), max_tokens = args.max_tokens, stop = stop,
-    speculate = speculation, ignore_eos = args.ignore_eos, progress = progress.update,
+    logprobs = args.logprobs, speculate = speculation, ignore_eos = args.ignore_eos,
+      progress = progress.update,
       prune = not args.stream and nil,
       boundaries = boundaries }))
 progress:close()
 local kept = cache:fraction()                  -- of the prompt
 local warning = not streamed and target.warning(policy, label, kept, #ids) or nil
 
-local pieces, made = {}, {}
+local pieces, made, instead = {}, {}, {}
+local terminal = picture.new(io.stdout).terminal
 io.stdout:setvbuf "no"                         -- a piece is seen when it is made
 for piece, id in run do
   made[#made + 1] = id
-  if args.json then pieces[#pieces + 1] = piece else io.write(piece) end
+  if id and args.logprobs then instead[#made] = { run.top or {}, run.top_logprobs or {} } end
+  if args.json then pieces[#pieces + 1] = piece
+  else io.write(terminal and screen.safe(piece) or piece)
+  end
 end
 io.stdout:setvbuf "full"
 if not args.json then print() end
@@ -221,8 +261,10 @@ if args.json then
   out.rows, out.computed, out.evicted = rows, cache:computed(), cache:evicted()
   out.peak_bytes = select(2, model:memory())
   out.seed = args.seed or 0
+  if args.logprobs then out.logprobs = list_logprobs(model, made, run.logprobs, instead) end
   cli.json(out)
 else
+  if args.logprobs then show_logprobs(model, made, run.logprobs, instead) end
   if args.stats then show_stats(model, run, rows, label) end
   if warning then cli.warn(warning) end
   local could = policy.definition.prefill or policy.definition.decode
