@@ -49,7 +49,7 @@ static void on_alarm(int number) {
   end_now();
 }
 
-static void tell(void) {
+void pyr_program_wake(void) {
   int error = errno;
   if (wake[1] >= 0 && write(wake[1], "", 1) < 0) errno = error;   /* full: there is enough in it */
   errno = error;
@@ -58,14 +58,14 @@ static void tell(void) {
 static void on_interrupt(int number) {
   if (mode == ASKS && !asked) {
     asked = number;
-    tell();
+    pyr_program_wake();
     return;
   }
   if (interrupted) end_now();
   interrupted = number;
   lua_sethook(interruptible, pyr_lua_stop,
               LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
-  tell();
+  pyr_program_wake();
   if (mode == RUNS) return;
   signal(SIGALRM, on_alarm);
   alarm(GRACE);
@@ -80,7 +80,7 @@ static void on_leave(int number) {
     return;
   }
   leaving = asked = number;
-  tell();
+  pyr_program_wake();
 }
 
 /* os.exit of a script that ends because of an interrupt. */

@@ -114,6 +114,7 @@ static volatile sig_atomic_t resized, resumed;
 static void on_change(int number) {
   if (number == SIGWINCH) resized = 1;
   else resumed = 1;
+  pyr_program_wake();
 }
 
 /* Waits for a key: NULL; or why there is none. */

@@ -20,6 +20,7 @@ int pyr_luaopen_interrupts(lua_State *L);
  * where the terminal is gone or the program is told to end. */
 int pyr_program_wake_fd(void);
 void pyr_program_slept(void);
+void pyr_program_wake(void);     /* of handlers: a signal may come to a thread that does not wait */
 const char *pyr_program_asked(void);
 
 /* Is called before the program ends, by a handler of signals, too; NULL: nothing is. */

@@ -31,7 +31,9 @@ local function complain(message)
   failed = true
   if message == "interrupted" then print() end               -- the terminal has shown ^C
   io.stdout:flush()
-  io.stderr:write(err:paint(screen.safe(tostring(message)), "warn"), "\n")
+  local ok, text = pcall(tostring, message)
+  text = ok and text or ("(an error that is a %s)"):format(type(message))
+  io.stderr:write(err:paint(screen.safe(text), "warn"), "\n")
 end
 
 local function show(ok, ...)

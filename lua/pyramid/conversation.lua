@@ -336,6 +336,7 @@ function Conversation:say(given, how)
     if wish == "cancel" then return nil, "cancelled", "cancelled" end
     if wish then
       run:close()                                  -- what was guessed leaves the cache
+      pieces[#pieces + 1] = run.pending            -- the beginning of a stop text is in it, too
       break
     end
   end

@@ -225,6 +225,28 @@ describe("a conversation told otherwise", function()
     assert.is_true(talk.cache:fraction() < 0.6)
   end)
 
+  it("keeps what was written of a stop text where an answer is ended within it", function()
+    local whole <close> = assert(tiny:conversation { format = "none", dtype = "f32" })
+    assert(whole:say("The box was blue.", { max_tokens = 20 }))
+    local stop = whole.reply:sub(9, 16)
+    local talk <close> = assert(tiny:conversation { format = "none", dtype = "f32" })
+    local held
+    assert(talk:say("The box was blue.", { max_tokens = 20, stop = stop .. "\1",
+      on_piece = function(_, _, run)
+        held = run.pending ~= "" and run.pending or held
+        return held ~= nil
+      end }))
+    assert.equal("closed", talk.finish)
+    assert.equal(stop:sub(1, #held), held)
+    assert.equal(whole.reply:sub(1, #talk.reply), talk.reply)
+    assert.equal(held, talk.reply:sub(-#held))
+    local reply = talk.reply
+    assert(talk:say(" It rained.", say))
+    assert.equal(0, talk.rereads)
+    assert.equal((fresh(tiny, { format = "none", dtype = "f32" }, { { "user",
+      "The box was blue." }, { "assistant", reply } }, " It rained.")), talk.reply)
+  end)
+
   it("raises where it is closed", function()
     local talk = assert(tiny:conversation { format = "none" })
     talk:close()

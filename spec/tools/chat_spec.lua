@@ -110,6 +110,22 @@ describe("pyramid chat at a terminal", function()
         assert.not_matches("never said.*never said", t.shown)
       end)
 
+      it("shows the line again when it goes on after a stop", function()
+        local t <close> = begin(arguments)
+        t:type "half"
+        t:expect "half"
+        t.pty:signal(19)
+        t:look(0.2)
+        t.pty:signal(18)
+        if name == "library" then t:expect "> half" end
+        t:type " a line\27\rtwo\r"                          -- Alt-Enter breaks a line
+        t:expect "two"
+        t:expect(ASK)
+        leave(t)
+        assert.equal("half a line\\ntwo\n",
+          helper.read(folder .. "/state/pyramid/chat_history"))
+      end)
+
       it("takes what is pasted for one message, with its lines", function()
         local path = folder .. "/pasted.chat"
         local t <close> = begin(arguments)

@@ -104,6 +104,10 @@ local function next_key(self)
       -- an escape sequence or a character whose rest has not come yet is waited for
       local partial = #keys < #PASTE_BEGINS and PASTE_BEGINS:sub(1, #keys) == keys and #keys > 1
       if not partial then
+        if keys:find "^\27[\r\n]" then                       -- Alt-Enter
+          self.keys = keys:sub(3)
+          return "\n", true
+        end
         local sequence = keys:match "^\27%[[0-9;]*[@-~]" or keys:match "^\27O."
         local last = sequence and #sequence or #(keys:match "^[\xC2-\xFD][\x80-\xBF]+" or " ")
         self.keys = keys:sub(last + 1)
