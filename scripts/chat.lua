@@ -62,7 +62,7 @@ for _, name in ipairs(plain and { "system", "tools" } or {}) do
 end
 local told = cli.tools(args, { system = args.system, format = plain and "none" or args.template })
 local picked = cli.sampling(args, sampling)
-picked.seed = picked.seed or math.random(0) & 0x7FFFFFFF
+picked.seed = picked.seed or (math.random(0) ~ math.floor(core.clock() * 1e9)) & 0x7FFFFFFF
 
 local interactive = picture.new(io.stdin).terminal and picture.new(io.stdout).terminal
 local cache_options = cli.cache_options(args, policy)

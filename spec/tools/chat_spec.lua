@@ -167,6 +167,26 @@ describe("pyramid chat at a terminal", function()
     end)
   end
 
+  it("takes any keys, where it reads them itself", function()
+    math.randomseed(os.time())
+    local t <close> = begin "-t 0 -n 1 --template none --no-edit --no-history"
+    for _ = 1, 20 do
+      local keys = {}
+      for i = 1, 200 do
+        local byte = math.random(0, 255)
+        -- not those that the terminal makes signals of, or the end of the input
+        keys[i] = (byte == 3 or byte == 4 or byte == 26 or byte == 28) and "\27[200~"
+          or string.char(byte)
+      end
+      t:type(table.concat(keys))
+      t:look(0.01)
+    end
+    t:type "\27[201~\21\r\21/set seed=12345\r/set\r"
+    t:expect "seed = 12345"
+    t:expect(ASK)
+    leave(t)
+  end)
+
   it("reads whole lines of any length where there is no terminal", function()
     local model <close> = assert(pyramid.model(tiny))
     local words = ("the box was blue "):rep(400)            -- 6,800 bytes
