@@ -83,6 +83,7 @@ local function resume()
     cli.fail(why, "Give the model, --policy and --cache-dtype that it was kept with, or another "
       .. "name.")
   end
+  talk.changed = nil
   if args.system then
     cli.must(talk.talk:set_system(args.system))
     talk.told.system = args.system
@@ -90,14 +91,16 @@ local function resume()
   talk:note(("%s: %d messages"):format(kept_at, #talk.talk.messages))
 end
 
-local function keep()
-  if not kept_at or not talk.changed then return end
+-- After each turn the messages alone, so that nothing is lost whatever ends the program; at its end
+-- with the cache.
+local function keep(how)
+  if not kept_at or not talk.changed then return true end
   local new = not files.exists(kept_at)
   local ok, why = terminal.private(kept_at)
-  if ok then ok, why = talk:save(kept_at) end
-  if ok then return end
+  if ok then ok, why = talk.talk:save(kept_at, how) end
+  if ok then return true end
   if new then os.remove(kept_at) end
-  cli.fail("the conversation is not kept: " .. why)
+  return nil, "the conversation is not kept: " .. why
 end
 
 resume()
@@ -121,6 +124,8 @@ while not talk.leaving do
       if commands.run(talk, text) == "leave" then break end
     elseif text:find "%S" then talk:say(text)
     end
+    local kept, wrong = keep { cache = false }
+    if not kept then talk:note(wrong) end
   elseif why ~= "interrupt" then break
   else
     interrupts.take()
@@ -129,5 +134,5 @@ while not talk.leaving do
     if warned then talk:note "Ctrl-C once more, or Ctrl-D, ends the program" end
   end
 end
-keep()
+cli.must(keep())
 interrupts.asks(false)

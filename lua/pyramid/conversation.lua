@@ -620,14 +620,18 @@ end
 
 ---Saves messages and cache in one file, which is replaced whole.
 ---@param path string
+---@param given? { cache?: boolean }
+---  cache = false: the messages alone, in a few bytes; who loads them reads them anew
 ---@return true?
 ---@return string? message
 ---@return string? code
-function Conversation:save(path)
+function Conversation:save(path, given)
+  given = options.check("conversation:save", given, { cache = "boolean" })
   if type(path) ~= "string" then error("conversation:save: a path is wanted", 2) end
   if self.closed then error("the conversation is closed", 2) end
-  local parts = { heads[2], string.pack("<s8i8i8i8", self.text or "", self.answered or 0,
-    self.rereads, #self.messages) }
+  local whole = self.cache and given.cache ~= false
+  local parts = { heads[2], string.pack("<s8i8i8i8", whole and self.text or "",
+    self.answered or 0, self.rereads, #self.messages) }
   for i, message in ipairs(self.messages) do
     local packed, why = packing.pack(message)
     if not packed then
@@ -635,9 +639,9 @@ function Conversation:save(path)
     end
     parts[#parts + 1] = packed
   end
-  parts[#parts + 1] = pack_ids(self.waiting)
+  parts[#parts + 1] = pack_ids(whole and self.waiting or {})
   parts[#parts + 1] = pack_ids(self.seen)
-  if self.cache then return self.cache:save(path, table.concat(parts)) end
+  if whole then return self.cache:save(path, table.concat(parts)) end
   local empty <close>, message, code = self.model:cache(self.cache_options)
   if not empty then return nil, message, code end
   return empty:save(path, table.concat(parts))

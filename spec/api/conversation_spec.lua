@@ -2,6 +2,7 @@
 -- their options. (What a C host sees of conversations is in hosts_spec.lua; what `pyramid chat`
 -- prints in scripts_spec.lua.)
 local chat = require "pyramid.chat"
+local helper = require "spec.helper"
 local json = require "pyramid.json"
 local make_model = require "spec.support.small_model"
 local pyramid = require "pyramid"
@@ -159,6 +160,16 @@ describe("a conversation told otherwise", function()
     assert(loaded:say(" It rained.", say))
     assert.equal(1, loaded.rereads)
     assert.equal(4, #loaded.messages)
+    -- the messages alone: the cache is made anew
+    assert(talk:save(path, { cache = false }))
+    assert.is_true(#helper.read(path) < 4000)
+    local bare <close> = assert(tiny:load_conversation(path, { format = "none", dtype = "f32" }))
+    assert.same(talk.messages, bare.messages)
+    assert.is_nil(bare.cache)
+    assert(bare:say(" Toby had a dog.", say))
+    assert(talk:set_policy "full")
+    assert(talk:say(" Toby had a dog.", say))
+    assert.equal(talk.reply, bare.reply)
   end)
 
   it("has another system message, or none", function()

@@ -174,8 +174,8 @@ describe("pyramid chat at a terminal", function()
       local keys = {}
       for i = 1, 200 do
         local byte = math.random(0, 255)
-        -- not those that the terminal makes signals of, or the end of the input
-        keys[i] = (byte == 3 or byte == 4 or byte == 26 or byte == 28) and "\27[200~"
+        -- not those by which the terminal itself stops, ends or signals, while there is an answer
+        keys[i] = ("\3\4\19\26\28"):find(string.char(byte), 1, true) and "\27[200~"
           or string.char(byte)
       end
       t:type(table.concat(keys))
@@ -358,6 +358,19 @@ describe("pyramid chat at a terminal", function()
       leave(t)
       t = begin(line)
       assert.matches("2 turns, ", say(t, "/stats"))
+      say(t, " Toby had a dog.")
+      t.pty:signal(9)                                        -- its messages are there at once
+      t:finish()
+      t:close()
+      t = begin(line)
+      assert.matches("story.chat: 6\r?\n?%s*messages", t.shown)
+      assert.matches("3 turns, ", say(t, "/stats"))
+      say(t, " Rex.")
+      assert.matches("4 turns, ", say(t, "/stats"))
+      say(t, "/save " .. folder .. "/copy.chat")             -- and the name has it, too
+      leave(t)
+      t = begin(line)
+      assert.matches("4 turns, %d%d tokens", say(t, "/stats"))
       leave(t)
       local out, err, status = shell.run(("XDG_STATE_HOME=%s/state %s chat %s --cache-dtype f32 "
         .. "</dev/null"):format(folder, shell.quote(shell.program), line))

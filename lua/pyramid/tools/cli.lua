@@ -13,6 +13,7 @@ local options = require "pyramid.options"
 local picture = require "pyramid.tools.picture"
 local policy = require "pyramid.policy"
 local sampler = require "pyramid.sampler"
+local screen = require "pyramid.tools.screen"
 local sessions = require "pyramid.sessions"
 local store = require "pyramid.tools.store"
 
@@ -32,14 +33,17 @@ local program = arg and arg[0] or "pyramid"   -- "pyramid generate"
 
 -- ---- failures -----------------------------------------------------------------------------------
 
+-- Messages name what stands in files, which may be anything.
+local function safe(text) return core.terminal(io.stderr) and screen.safe(text) or text end
+
 ---Ends the program: what is wrong, and what to do about it.
 ---@param message string
 ---@param hint? string
 function cli.fail(message, hint)
   io.stdout:flush()
   picture.clear_progress()
-  io.stderr:write(program, ": ", message, "\n")
-  if hint then io.stderr:write(hint, "\n") end
+  io.stderr:write(program, ": ", safe(message), "\n")
+  if hint then io.stderr:write(safe(hint), "\n") end
   os.exit(1, true)
 end
 
@@ -398,7 +402,7 @@ end
 function cli.warn(message)
   io.stdout:flush()
   picture.clear_progress()
-  io.stderr:write(program, ": warning: ", message, "\n")
+  io.stderr:write(program, ": warning: ", safe(message), "\n")
 end
 
 ---What a model's user should know, a line each.

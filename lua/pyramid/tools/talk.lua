@@ -33,7 +33,7 @@ local talk = {}
 ---@field turns integer
 ---@field last? pyramid.GenerationStats
 ---@field leaving? boolean         the terminal is gone, or the program is told to end
----@field changed? boolean         something was said that no file has
+---@field changed? boolean         it is another than it was when it began
 local Talk = {}
 Talk.__index = Talk
 
@@ -129,18 +129,8 @@ function Talk:load(path)
   self.picker:accept(new.seen)
   self.told.system = new.messages[1] and new.messages[1].role == "system"
     and type(new.messages[1].content) == "string" and new.messages[1].content or nil
-  self.changed = nil
+  self.changed = true
   return true
-end
-
----@param path string
----@return true?
----@return string? message
----@return string? code
-function Talk:save(path)
-  local ok, message, code = self.talk:save(path)
-  if ok then self.changed = nil end
-  return ok, message, code
 end
 
 ---Another sampler; on a failure the present one stays.

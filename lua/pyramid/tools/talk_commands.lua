@@ -98,7 +98,7 @@ list.save = { usage = "FILE", text = "write the conversation to a file, with its
   run = function(talk, rest)
     local path, wrong = path_of(rest, "save")
     if not path then return nil, wrong end
-    local ok, message = talk:save(path)
+    local ok, message = talk.talk:save(path)
     if not ok then return nil, message end
     talk:note("saved: " .. path)
     return true
