@@ -55,6 +55,13 @@ void pyr_program_wake(void) {
   errno = error;
 }
 
+/* Ends what runs, by a hook that raises. */
+static void stop(int number) {
+  interrupted = number;
+  lua_sethook(interruptible, pyr_lua_stop,
+              LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+}
+
 static void on_interrupt(int number) {
   if (mode == ASKS && !asked) {
     asked = number;
@@ -62,9 +69,7 @@ static void on_interrupt(int number) {
     return;
   }
   if (interrupted) end_now();
-  interrupted = number;
-  lua_sethook(interruptible, pyr_lua_stop,
-              LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+  stop(number);
   pyr_program_wake();
   if (mode == RUNS) return;
   signal(SIGALRM, on_alarm);
@@ -74,12 +79,13 @@ static void on_interrupt(int number) {
 /* The second ends the program as if there were no handler. */
 static void on_leave(int number) {
   if (leaving) {
-      restore();
+    restore();
     signal(number, SIG_DFL);
     raise(number);
     return;
   }
   leaving = asked = number;
+  if (mode == RUNS) stop(number);
   pyr_program_wake();
 }
 

@@ -120,9 +120,11 @@ static void on_change(int number) {
 /* Waits for a key: NULL; or why there is none. */
 static const char *wait_for_key(void) {
   struct pollfd on[2] = { { STDIN_FILENO, POLLIN, 0 }, { pyr_program_wake_fd(), POLLIN, 0 } };
+  const char *asked = pyr_program_asked();               /* its byte may have been read */
+  if (asked) return asked;
   int ready = poll(on, 2, -1), error = errno;
   if (ready > 0 && on[1].revents) pyr_program_slept();
-  const char *asked = pyr_program_asked();
+  asked = pyr_program_asked();
   if (asked) return asked;
   if (ready < 0 && error != EINTR) return "end";
   if (ready <= 0 || !on[0].revents) return "again";

@@ -139,6 +139,20 @@ describe("pyramid repl", function()
   end)
 end)
 
+describe("pyramid repl", function()
+  it("ends, whatever runs, when it is told to", function()
+    local t <close> = typist.start("env TERM=xterm NO_COLOR=1 " .. shell.quote(shell.program)
+      .. " repl --no-history")
+    t:expect "> $"
+    t:type "while true do end\r"
+    t:expect "\r\n"
+    for _ = 1, 3 do t:look(0.1) end
+    t.pty:signal(1)
+    assert.equal(0, t:finish())
+    assert.is_true(t.pty:cooked())
+  end)
+end)
+
 describe("pyramid help", function()
   it("says what a command's --help says", function()
     for _, name in ipairs { "chat", "generate", "help", "repl", "man" } do
