@@ -248,7 +248,7 @@ describe("the engine of pyramid serve", function()
 
   it("admits what fits, lets none be passed for ever, and refuses what never fits", function()
     local row = 2 * model.config.layers * model.config.kv_heads * (2 * model.config.head_dim + 4)
-    local engine <close> = serve.new(model, { memory = row * 1400, queue = 6 })
+    local engine <close> = serve.new(model, { memory = row * 1400 })
     local large = assert(ask(engine, { ids = ids(600, 1), max_tokens = 40, ignore_eos = true }))
     local second = assert(ask(engine, { ids = ids(900, 2), max_tokens = 4, ignore_eos = true }))
     engine:tick()
@@ -263,13 +263,14 @@ describe("the engine of pyramid serve", function()
     assert.is_nil(none)
     assert.equal("budget", code)
     assert.matches("bytes of rows", message)
-    for i = 1, 6 do assert(ask(engine, { ids = ids(20, i), max_tokens = 2 })) end
-    none, message, code = ask(engine, { ids = ids(20, 9) })
+    assert.is_true(engine:bytes() <= row * 1400)
+    local single <close> = assert(serve.new(model, { queue = 6, parallel = 1 }))
+    for i = 1, 7 do assert(ask(single, { ids = ids(20, i), max_tokens = 2 })) end
+    none, message, code = ask(single, { ids = ids(20, 9) })
     assert.is_nil(none)
     assert.equal("busy", code)
     assert.matches("6 requests", message)
-    finish(engine)
-    assert.is_true(engine:bytes() <= row * 1400)
+    finish(single)
   end)
 
   it("names a budget that is full, and goes on with the others", function()
@@ -314,6 +315,26 @@ describe("the engine of pyramid serve", function()
       assert.equal("cancelled", writing[1].finish)
       assert.equal(3, engine.counts.cancelled)
     end
+  end)
+
+  it("counts budgets in, and goes on after a fault of its own", function()
+    local row = 2 * model.config.layers * model.config.kv_heads * (2 * model.config.head_dim + 4)
+    local engine <close> = assert(serve.new(model, { memory = row * 700 }))
+    local first = assert(ask(engine, { ids = ids(500, 1), max_tokens = 20, budget = 1 << 40,
+      ignore_eos = true }))
+    local second = assert(ask(engine, { ids = ids(500, 2), max_tokens = 20, budget = 1 << 40 }))
+    engine:tick()
+    assert.equal("reading", first.request.status)
+    assert.equal("waiting", second.request.status)
+    function engine.pump() error "a fault" end
+    assert.has_error(function() finish(engine) end)
+    engine:recover "a fault"
+    engine.pump = nil
+    assert.equal("error", first[1].finish)
+    assert.equal("error", second[1].finish)
+    local third = assert(ask(engine, { ids = ids(30, 1), max_tokens = 10, ignore_eos = true }))
+    finish(engine)
+    assert.same(alone(ids(30, 1), { max_tokens = 10 }), third.ids)
   end)
 
   it("fails the request whose policy fails, and no other", function()

@@ -101,6 +101,13 @@ describe("pyramid serve", function()
       options = { shares = 1 } } })
     assert.equal(400, status)
     assert.matches("shares", answer.error.message)
+    answer, status = server:ask("/v1/completions", complete { pyramid = { policy = "kvzap",
+      options = { map = "/etc/passwd" } } })
+    assert.equal(400, status)
+    assert.matches("operator's", answer.error.message)
+    answer, status = server:ask("/v1/completions", complete { prompt = long,
+      pyramid = { budget = "1000 GiB" } })
+    assert.equal(200, status, answer)
   end)
 
   it("takes texts, lists of them, and ids; gives n of each; echoes", function()

@@ -63,7 +63,7 @@ end
 -- What engine:submit takes of a request, but for the prompt; nil after an answer.
 local function submit_of(server, call, given, grammar)
   local submit = { logprobs = nil, ignore_eos = given.ignore_eos, owner = given.user }
-  local ok, message, field = fields.policy(given, submit)
+  local ok, message, field = fields.policy(given, submit, server.engine.policy)
   if not ok then return wrong(call, message, field) end
   submit.stop, message, field = fields.stops(given)
   if not submit.stop then return wrong(call, message, field) end

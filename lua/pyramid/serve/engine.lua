@@ -260,7 +260,11 @@ function Engine:submit(given)
   if not ok then
     return refuse(tostring(request.forecast or why):gsub("^.-:%d+: ", ""), "policy")
   end
-  if self.memory > 0 and not request.budget and request.forecast > self.memory then
+  if request.budget then
+    request.budget = options.bytes("engine:submit", request.budget)
+    request.forecast = math.min(request.forecast, request.budget)
+  end
+  if self.memory > 0 and request.forecast > self.memory then
     return refuse(("the request may take %d bytes of rows, and there are %d for all"):format(
       request.forecast, self.memory), "budget")
   end
@@ -399,7 +403,7 @@ function Engine:admit()
     local fits = busy == 0 or busy + #request.choices <= self.parallel
     if fits and waits_for_prefix(self, request) then
       at = at + 1                                     -- it will be cheaper in a moment
-    elseif fits and make_room(self, request.budget and 0 or request.forecast) then
+    elseif fits and make_room(self, request.forecast) then
       table.remove(self.waiting, at)
       request.status = "reading"
       self.reading[#self.reading + 1] = request
@@ -592,6 +596,17 @@ function Engine:held(choice)
     for head = 1, config.kv_heads do rows = rows + cache:rows(layer, head) end
   end
   return { rows = rows, evicted = cache:evicted(), bytes = cache:bytes() }
+end
+
+---After an error in `tick` that is nobody's but ours: all requests end with it, and others may come.
+---@param message string
+function Engine:recover(message)
+  self.stack, self.stepping = {}, false
+  for _, request in pairs(self.by_id) do request.busy = false end
+  repeat
+    local _, request = next(self.by_id)
+    if request then fail(self, request, "error", message) end
+  until not request
 end
 
 ---Ends all requests, and gives everything back.

@@ -105,11 +105,11 @@ fields.plain = plain
 ---What the field `pyramid` asks for, into the options of engine:submit.
 ---@param given table    the request's object
 ---@param into table
+---@param operator? pyramid.Policy   what the operator chose: whose options stay where it is named
 ---@return true?
 ---@return string? message
 ---@return string? field
----@return string? code
-function fields.policy(given, into)
+function fields.policy(given, into, operator)
   local asked = given.pyramid
   if not asked then return true end
   local ok, message, field = fields.check(asked, extension, "pyramid")
@@ -126,7 +126,13 @@ function fields.policy(given, into)
       return nil, ("unknown policy '%s' (known: %s)"):format(asked.policy:sub(1, 80),
         table.concat(policies.list(), ", ")), "pyramid.policy"
     end
-    local found, why = policies.load(asked.policy, plain(asked.options or {}))
+    local chosen = plain(asked.options or {})
+    if chosen.map ~= nil then
+      return nil, "'pyramid.options.map' names a file, and those are the operator's to name",
+        "pyramid.options"
+    end
+    local found, why = policies.load(operator and operator.name == asked.policy and operator
+      or asked.policy, chosen)
     if not found then return nil, why, "pyramid.options" end
     into.policy = found
   end

@@ -451,7 +451,11 @@ end
 ---Answers until it is stopped.
 function Server:run()
   while not self.ended do
-    local busy = self.engine:tick()
+    local ok, busy = xpcall(self.engine.tick, debug.traceback, self.engine)
+    if not ok then
+      if self.log then self.log("error: " .. busy:gsub("%s*\n%s*", " | ")) end
+      self.engine:recover "the server failed while it worked at this request"
+    end
     self:network(busy and 0 or self.ending and 0.05 or 1, ROUNDS)
     if self.ending then
       local late = self.engine.clock() - self.ending > self.grace
