@@ -63,7 +63,8 @@ local model <close> = cli.open_text_model(args)
 local server <close> = cli.must(serve.open(model, { host = args.host, port = args.port,
   api_keys = keys, name = args.name, template = args.template, policy = policy,
   dtype = args.cache_dtype, memory = args.memory, parallel = args.parallel, queue = args.queue,
-  kept = args.kept, share = args.share, sessions = cli.sessions(args), max_tokens = args.max_tokens, body = args.body,
+  kept = args.kept, share = args.share, sessions = cli.sessions(args),
+  max_tokens = args.max_tokens, body = args.body,
   connections = args.connections, seconds = args.timeout, grace = args.grace,
   policy_seconds = args.policy_seconds, signals = true, log = not args.quiet and function(line)
     io.stderr:write(os.date "%H:%M:%S ", line, "\n")

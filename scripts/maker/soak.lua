@@ -171,7 +171,7 @@ local function resident()
   return 0
 end
 
-local base, last = nil, 0
+local base, last
 for which = 1, tonumber(given.clients) do
   queue:wrap(function()
     local ok, why = xpcall(client, debug.traceback, which)

@@ -149,6 +149,10 @@ local function drive(seconds, work)
   return result
 end
 
+-- Seconds after which a server that does nothing is a find: sanitizers and a busy machine take
+-- their time.
+local PATIENCE = 20
+
 local GOOD = 'GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'
 
 local function try(path)
@@ -156,7 +160,7 @@ local function try(path)
   said = nil
   local cqueues = server.modules.cqueues
   local text = helper.read(path)
-  local answer = drive(4, function() return client(cqueues, server.port, text, 0.7) end)
+  local answer = drive(PATIENCE, function() return client(cqueues, server.port, text, 0.7) end)
   if said then error(said) end
   if answer and answer ~= "" then
     if not answer:find "^HTTP/1%.[01] %d%d%d " then error("no HTTP: " .. answer:sub(1, 80)) end
@@ -166,7 +170,7 @@ local function try(path)
   end
   if said then error(said) end
   -- with its client gone, a request goes, too
-  local deadline = cqueues.monotime() + 4
+  local deadline = cqueues.monotime() + PATIENCE
   while (next(server.engine.by_id) or server.calls > 0 or server.front.n_connections > 0)
     and cqueues.monotime() < deadline do
     server.engine:tick()
@@ -175,7 +179,9 @@ local function try(path)
   if server.front.n_connections > 0 then error "a connection goes on without a client" end
   if next(server.engine.by_id) then error "a request goes on without a client" end
   if server.calls > 0 then error "a call goes on without a client" end
-  local health = drive(4, function() return client(cqueues, server.port, GOOD, 2) end)
+  local health = drive(PATIENCE, function()
+    return client(cqueues, server.port, GOOD, PATIENCE)
+  end)
   if not health:find("^HTTP/1.1 200") then error("not well: " .. health:sub(1, 80)) end
   if said then error(said) end
   return true

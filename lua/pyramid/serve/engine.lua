@@ -93,7 +93,8 @@ function engine.new(model, given)
   local self = setmetatable({ model = model,
     memory = options.bytes("engine", given.memory or "2 GiB"), queue = given.queue or 256,
     parallel = given.parallel or 64, share = given.share or false, policy = given.policy,
-    dtype = given.dtype, sessions = store, policy_seconds = given.policy_seconds, clock = given.clock or core.clock,
+    dtype = given.dtype, sessions = store, policy_seconds = given.policy_seconds,
+    clock = given.clock or core.clock,
     shelf = shelf.new(given.kept or 16), pools = {}, waiting = {}, reading = {}, running = {},
     by_id = {}, stack = {}, step_seconds = 0, stepped = 0, pumped = 0,
     counts = { requests = 0, refused = 0, finished = 0, failed = 0, cancelled = 0,
@@ -598,7 +599,8 @@ function Engine:held(choice)
   return { rows = rows, evicted = cache:evicted(), bytes = cache:bytes() }
 end
 
----After an error in `tick` that is nobody's but ours: all requests end with it, and others may come.
+---After an error in `tick` that is nobody's but ours: all requests end with it, and others may
+---come.
 ---@param message string
 function Engine:recover(message)
   self.stack, self.stepping = {}, false
