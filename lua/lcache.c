@@ -634,13 +634,16 @@ static int by_position(const void *a, const void *b) {
 static pyr_status read_positions(const pyr_cache *cache, int first, int last, int layer, int head,
                                  int32_t *out) {
   int64_t rows = 0;
+  bool sorted = true;
   for (int tier = first; tier <= last; tier++) {
     if (!pyr_cache_has_tier(cache, (pyr_tier)tier)) continue;
     pyr_status status = pyr_cache_tier_positions(cache, (pyr_tier)tier, layer, head, out + rows);
     if (status != PYR_OK) return status;
-    rows += pyr_cache_tier_rows(cache, (pyr_tier)tier, layer, head);
+    int64_t more = pyr_cache_tier_rows(cache, (pyr_tier)tier, layer, head);
+    sorted = sorted && (rows == 0 || more == 0);
+    rows += more;
   }
-  if (first < last) qsort(out, (size_t)rows, sizeof *out, by_position);
+  if (!sorted) qsort(out, (size_t)rows, sizeof *out, by_position);
   return PYR_OK;
 }
 
@@ -665,6 +668,73 @@ static int cache_positions(lua_State *L) {
   for (int64_t i = 0; i < rows; i++) {
     lua_pushinteger(L, positions[i]);
     lua_rawseti(L, -2, i + 1);
+  }
+  return 1;
+}
+
+/* Adds 1 to counts[position / bin] for each row that a lane holds in tiers first to last;
+ * `positions` has room for the rows of one of them. */
+static pyr_status count_rows(const pyr_cache *cache, int first, int last, int layer, int head,
+                             int64_t bin, int32_t *positions, int64_t *counts) {
+  for (int tier = first; tier <= last; tier++) {
+    if (!pyr_cache_has_tier(cache, (pyr_tier)tier)) continue;
+    pyr_status status = pyr_cache_tier_positions(cache, (pyr_tier)tier, layer, head, positions);
+    if (status != PYR_OK) return status;
+    int64_t rows = pyr_cache_tier_rows(cache, (pyr_tier)tier, layer, head);
+    for (int64_t i = 0; i < rows; i++) counts[positions[i] / bin]++;
+  }
+  return PYR_OK;
+}
+
+/* The most rows of a lane of layers low to past - 1, in tiers first to last. */
+static int64_t longest_lane(const pyr_cache *cache, int first, int last, int low, int past,
+                            int heads) {
+  int64_t most = 0;
+  for (int layer = low; layer < past; layer++)
+    for (int head = 0; head < heads; head++) {
+      int64_t rows = rows_of(cache, first, last, layer, head);
+      most = rows > most ? rows : most;
+    }
+  return most;
+}
+
+/* cache:held(layer, tier, bin) -> a vector: of each token (of each `bin` of them: the mean), the
+ * share of the lanes of a layer, or of all, that hold it. Lanes are counted before they are
+ * divided: all of 3 are 1, not 0.99999994. */
+static int cache_held(lua_State *L) {
+  pyr_cache *cache = check_cache(L, 1);
+  const pyr_model_config *config = pyr_model_get_config(pyr_cache_model(cache));
+  int first, last, heads = config->kv_heads, low = 0, past = config->layers;
+  lua_Integer layer = luaL_optinteger(L, 2, 0), bin = luaL_optinteger(L, 4, 1);
+  if (!lua_isnoneornil(L, 2)) {
+    luaL_argcheck(L, layer >= 1 && layer <= past, 2, "no such layer");
+    low = (int)layer - 1, past = low + 1;
+  }
+  check_tiers(L, 3, cache, &first, &last);
+  luaL_argcheck(L, bin >= 1 && bin <= INT32_MAX, 4, "a bin is 1 token or more");
+  int64_t tokens = -1, bins = 0, room = -1, *counts = NULL;
+  float *out = NULL;
+  while (tokens != pyr_cache_tokens(cache)
+         || room < longest_lane(cache, first, last, low, past, heads)) {
+    tokens = pyr_cache_tokens(cache);    /* again where a finalizer has changed that */
+    room = longest_lane(cache, first, last, low, past, heads);
+    bins = (tokens + bin - 1) / bin;
+    lua_settop(L, 4);
+    counts = lua_newuserdatauv(L, (size_t)(bins + 1) * sizeof *counts
+                                  + (size_t)room * sizeof(int32_t), 0);
+    out = pyr_lua_new_vector(L, bins, 0);
+    cache = check_cache(L, 1);
+  }
+  memset(counts, 0, (size_t)bins * sizeof *counts);
+  for (int l = low; l < past; l++)
+    for (int head = 0; head < heads; head++) {
+      pyr_status status = count_rows(cache, first, last, l, head, bin,
+                                     (int32_t *)(counts + bins), counts);
+      if (status != PYR_OK) return fail(L, cache, status);
+    }
+  for (int64_t i = 0; i < bins; i++) {
+    int64_t covered = i + 1 < bins ? bin : tokens - i * bin;
+    out[i] = (float)((double)counts[i] / (double)(covered * (past - low) * heads));
   }
   return 1;
 }
@@ -785,7 +855,7 @@ void pyr_lua_open_cache(lua_State *L) {
     { "read_ids", cache_read_ids }, { "read_embeddings", cache_read_embeddings },
         { "step", cache_step }, { "verify", cache_verify },
         { "verifiable", cache_verifiable }, { "rows", cache_rows },
-        { "positions", cache_positions },
+        { "positions", cache_positions }, { "held", cache_held },
     { "evaluate", cache_evaluate }, { "has_tier", cache_has_tier },
     { "bring_up", cache_bring_up },
     { "bytes", cache_bytes }, { "fraction", cache_fraction },

@@ -29,6 +29,10 @@ local cache = {}
 ---@field positions fun(self: pyramid.Cache, layer: integer, head?: integer, tier?: pyramid.TierName): integer[]
 ---  the original positions of a lane's rows, from 0, ascending, of all tiers or of one. Under share
 ---  = "head" each KV head has its own rows, so ask head by head
+---@field held fun(self: pyramid.Cache, layer?: integer, tier?: pyramid.TierName, bin?: integer): pyramid.Vector
+---  for each token seen the share of the KV heads of a layer, or of all layers, that hold its row,
+---  in all tiers or in one: vector[i] is of position i - 1, 0 where none does and 1 where all do.
+---  With `bin`, the mean of each so many tokens, the last of what is left
 ---@field bytes fun(self: pyramid.Cache, tier?: pyramid.TierName): integer
 ---  pages and bookkeeping held in all tiers, those in files too, or in one
 ---@field fraction fun(self: pyramid.Cache): number

@@ -100,12 +100,23 @@ local function list_length(t)
   return count > 0 and most or nil
 end
 
+local function all_integers(t, length)
+  for i = 1, length do
+    if math.type(t[i]) ~= "integer" then return false end
+  end
+  return true
+end
+
 local encode_into
 
 local function encode_table(t, out, depth)
   if depth > json.DEPTH_MAX then error("json.encode: tables nested too deep, or in a circle", 0) end
   local length = list_length(t)
   if length then
+    if all_integers(t, length) then      -- C writes long lists of them, ten times as fast
+      out[#out + 1] = "[" .. table.concat(t, ",", 1, length) .. "]"
+      return
+    end
     for i = 1, length do
       out[#out + 1] = i == 1 and "[" or ","
       encode_into(t[i], out, depth)
