@@ -27,7 +27,7 @@ static const pyr_bundle_entry *find_entry(const char *kind, const char *name) {
 }
 
 static const char *check_kind(lua_State *L, int arg) {
-  static const char *const kinds[] = { "module", "policy", "script", NULL };
+  static const char *const kinds[] = { "module", "policy", "script", "text", NULL };
   return kinds[luaL_checkoption(L, arg, NULL, kinds)];
 }
 

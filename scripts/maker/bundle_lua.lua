@@ -2,17 +2,19 @@
 -- time.
 --
 -- lua/pyramid/**.lua become modules ("pyramid.score"), policies/*.lua policies, scripts/*.lua
--- scripts, and the argument parser of the scripts a module under its own name. OUT is written only
--- if it changes, so that running this at each build costs nothing. The texts are C string literals;
+-- scripts, and the argument parser of the scripts a module under its own name; pages, styles and
+-- browsers' scripts under lua/pyramid become texts ("serve/page/page.css"). OUT is written only if
+-- it changes, so that running this at each build costs nothing. The texts are C string literals;
 -- bundle.h describes the table.
 
 local out = arg[1]
 
---- Paths of the Lua files under a folder, sorted.
-local function lua_files(dir, depth)
-  local files = {}
-  local pipe = assert(io.popen(("find '%s' -maxdepth %d -type f -name '*.lua' 2>/dev/null"):format(
-    dir, depth)))
+--- Paths of the files under a folder whose names end in one of these, sorted.
+local function files_of(dir, depth, ...)
+  local files, names = {}, {}
+  for i, ending in ipairs { ... } do names[i] = ("-name '*.%s'"):format(ending) end
+  local pipe = assert(io.popen(("find '%s' -maxdepth %d -type f '(' %s ')' 2>/dev/null"):format(
+    dir, depth, table.concat(names, " -o "))))
   for path in pipe:lines() do files[#files + 1] = path end
   pipe:close()
   table.sort(files)
@@ -53,7 +55,7 @@ end
 for i = 2, #arg do
   local dir = arg[i]
   local kind = ({ policies = "policy", scripts = "script" })[dir] or "module"
-  for _, path in ipairs(lua_files(dir, kind == "module" and 9 or 1)) do
+  for _, path in ipairs(files_of(dir, kind == "module" and 9 or 1, "lua")) do
     local name = path:sub(#dir + 2, -5)
     if kind == "module" then
       local root = dir:match("[^/]+$")
@@ -65,6 +67,9 @@ for i = 2, #arg do
     else
       add(kind, name, path, path)
     end
+  end
+  for _, path in ipairs(kind == "module" and files_of(dir, 9, "html", "css", "js") or {}) do
+    add("text", path:sub(#dir + 2), path, path)
   end
 end
 

@@ -1,15 +1,15 @@
 --- What a cache holds, as a table that becomes JSON: which tokens are still there, in how many
 --- lanes, layer by layer, and in how many bytes. The page of the server draws it.
 ---
---- It stays small and quick whatever the context is. Layers x positions are drawn in at most COLUMNS
---- bins of equally many tokens, and tokens are named one by one in a window of at most WINDOW of
+--- It stays small and quick whatever the context is. Layers x positions are drawn in at most 256
+--- bins of equally many tokens, and tokens are named one by one in a window of at most 8,192 of
 --- them, the last ones unless asked otherwise; counting is native (cache:held). 8,000 tokens in 30
 --- layers of 3 heads are 100 kB of JSON and some 30 ms:
 ---
 ---   { layers = 2, heads = 2, tokens = 5, rows = 14, evicted = 6, fraction = 0.7,
 ---     bytes = { total = 10240, hot = 10240 },
 ---     map = { bin = 1, shares = { { 100, 100, 50, 100, 100 }, { 100, 50, 0, 0, 100 } } },
----     text = { first = 0, ids = { 1, 17, 9, 4, 8 }, texts = { "The", " cat", …},
+---     text = { first = 0, ids = { 1, 17, 9, 4, 8 }, texts = { "The", " cat", … },
 ---       held = { 4, 3, 1, 2, 4 } } }
 local options = require "pyramid.options"
 
@@ -74,7 +74,7 @@ local given_keys = { policy = "string", first = "integer", count = "integer" }
 ---@class pyramid.MicroscopeOptions
 ---@field policy? string     the name to say
 ---@field first? integer     the window's first position; the last tokens, if not given
----@field count? integer     and its tokens, at most WINDOW
+---@field count? integer     and its tokens, at most 8,192
 
 ---What a cache holds of the ids that it was given.
 ---@param cache pyramid.Cache

@@ -5,7 +5,7 @@ local style = {}
 -- Okabe and Ito's colours, which colour-blind people tell apart, made darker on a light page and
 -- lighter on a dark one so that lines have a contrast of 3 and letters of 4.5 with what is behind
 -- them.
-style.css = [[
+style.tokens = [[
 :root { color-scheme: light dark; --page: #f6f6f3; --card: #ffffff; --ink: #1c1f24; --soft: #555c66; --line: #d9dad4;
   --grid: #e9e9e4; --accent: #0060a0; --front: #d5d3c4; --shade: #1c1f2440; --good: #00795a; --warn: #a03a00; --mark: #c04a00;
   --c1: #0068a8; --c2: #b84a00; --c3: #00795a; --c4: #a3407c; --c5: #8a6100; --c6: #5b50b8; --c7: #6b4a2b; }
@@ -14,6 +14,8 @@ style.css = [[
   --c1: #62b6f0; --c2: #ff8f55; --c3: #3fcf9f; --c4: #e79acb; --c5: #eab63a; --c6: #a9a2ff; --c7: #cfa884; } }
 .s0 { --c: var(--ink); } .s1 { --c: var(--c1); } .s2 { --c: var(--c2); } .s3 { --c: var(--c3); } .s4 { --c: var(--c4); }
 .s5 { --c: var(--c5); } .s6 { --c: var(--c6); } .s7 { --c: var(--c7); }
+]]
+style.css = style.tokens .. [[
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
