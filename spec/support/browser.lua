@@ -108,7 +108,7 @@ function Page:eval(script)
     local d = found.exceptionDetails
     error((d.exception and d.exception.description or d.text) .. "\n" .. script:sub(1, 200), 0)
   end
-  return found.result.value
+  if found.result.value ~= cjson.null then return found.result.value end
 end
 
 --- Waits until an expression is true, and gives its value.

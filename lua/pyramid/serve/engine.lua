@@ -301,10 +301,15 @@ local function tokens_of(request, choice)
     table.move(request.ids, 1, #request.ids, 1, {}))
 end
 
+-- What is said of a request beside its cache.
+local function about(request)
+  return { policy = request.policy and request.policy.name or "full", prompt = #request.ids }
+end
+
 -- What a choice left, for who looks at it later, and for prompts that go on with it.
 local function keep(self, request, choice, cache)
   local ids = tokens_of(request, choice)
-  local entry = { cache = cache, id = request.id, ids = ids }
+  local entry = { cache = cache, id = request.id, ids = ids, about = about(request) }
   if uncut(request, cache) then
     entry.owner, entry.shares = request.owner, request.shares
     entry.packed = sessions.pack(ids):sub(1, 4 * cache:tokens())
@@ -577,14 +582,16 @@ end
 ---@param id string
 ---@return pyramid.Cache?
 ---@return integer[]? ids
+---@return { policy: string, prompt: integer }? about   the policy's name, tokens of the prompt
 function Engine:find(id)
   local request = self.by_id[id]
   if not request then
     local entry = self.shelf:recall(id)
-    return entry and entry.cache, entry and entry.ids
+    if entry then return entry.cache, entry.ids, entry.about end
+    return nil
   end
   local choice = request.choices[1]
-  return choice.cache or request.cache, tokens_of(request, choice)
+  return choice.cache or request.cache, tokens_of(request, choice), about(request)
 end
 
 ---What a choice holds now: rows over all layers and heads, rows that left, bytes.

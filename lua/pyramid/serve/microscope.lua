@@ -17,7 +17,8 @@ local COLUMNS, WINDOW = 256, 8192
 local TIERS = { "hot", "warm", "cold" }
 
 ---@class pyramid.Microscope
----@field policy? string     its name
+---@field policy? string     its name, as it was given
+---@field prompt? integer    tokens of the prompt, likewise
 ---@field layers integer
 ---@field heads integer      K/V heads
 ---@field tokens integer     seen; the last id that was picked is not, until it is read
@@ -69,10 +70,11 @@ local function texts_of(model, ids, first, past)
   return list
 end
 
-local given_keys = { policy = "string", first = "integer", count = "integer" }
+local given_keys = { policy = "string", prompt = "integer", first = "integer", count = "integer" }
 
 ---@class pyramid.MicroscopeOptions
----@field policy? string     the name to say
+---@field policy? string     the name to say …
+---@field prompt? integer    … and how many of the ids are the prompt's
 ---@field first? integer     the window's first position; the last tokens, if not given
 ---@field count? integer     and its tokens, at most 8,192
 
@@ -92,9 +94,10 @@ local function look(cache, ids, model, given)
   local first = math.max(0, math.min(given.first or tokens - count, tokens))
   local past = math.min(tokens, first + count)
   local bin = math.max(1, (tokens + COLUMNS - 1) // COLUMNS)
-  local found = { policy = given.policy, layers = layers, heads = heads, tokens = tokens, rows = 0,
-    evicted = cache:evicted(), fraction = cache:fraction(), bytes = { total = cache:bytes() },
-    window = config.window, map = { bin = bin, shares = {} } }
+  local found = { policy = given.policy, prompt = given.prompt, layers = layers, heads = heads,
+    tokens = tokens, rows = 0, evicted = cache:evicted(), fraction = cache:fraction(),
+    bytes = { total = cache:bytes() }, window = config.window,
+    map = { bin = bin, shares = {} } }
   for _, tier in ipairs(TIERS) do
     if cache:has_tier(tier) then
       found.bytes[tier] = cache:bytes(tier)

@@ -122,7 +122,7 @@ local function list_policies(_, call)
       end
     end
     out[i] = { name = name, doc = definition.doc, defaults = defaults, limits = limits,
-      fit = definition.fit }
+      presets = definition.presets, fit = definition.fit }
   end
   return call:json(200, { policies = out })
 end
@@ -130,11 +130,20 @@ end
 local function memory(server, call)
   local look = maybe "pyramid.serve.microscope"
   if not look then return call:fail(404, "there is no microscope here") end
-  local cache, ids = server.engine:find(call.query.id or "")
+  local cache, ids, about = server.engine:find(call.query.id or "")
   if not cache then
     return call:fail(404, "there is no such request, or it was long ago", nil, "id")
   end
-  local ok, found, message, code = pcall(look, cache, ids, server.engine.model)
+  local window = {}
+  for _, key in ipairs { "first", "count" } do
+    local text = call.query[key]
+    window[key] = text and math.tointeger(tonumber(text))
+    if text and not window[key] then
+      return call:fail(400, ("'%s' is no whole number"):format(key), nil, key)
+    end
+  end
+  local ok, found, message, code = pcall(look, cache, ids, server.engine.model,
+    { policy = about.policy, prompt = about.prompt, first = window.first, count = window.count })
   if not ok then return call:fail(500, tostring(found)) end
   if not found then return call:fail(400, message, code) end
   return call:json(200, found)

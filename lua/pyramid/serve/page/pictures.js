@@ -55,7 +55,7 @@ const paintMap = () => {
   if (m.layers > 1) g.fillText(String(m.layers), left - 5, bottom);
   g.textAlign = "left";
   g.fillText("0", left, height);
-  g.fillText("layer", right + 8, height);
+  g.fillText("held", right + 8, height);
   g.textAlign = "right";
   g.fillText(count(Math.max(0, m.tokens - 1)), right, height);
   // where the answer begins
@@ -63,7 +63,7 @@ const paintMap = () => {
   if (prompt > 0 && prompt < m.tokens) {
     const x = left + prompt / m.map.bin * wide, label = "answer";
     g.fillStyle = mark;
-    g.fillRect(snap(x) - 0.75, 0, 1.5, bottom + 3);
+    g.fillRect(snap(x) - 1, 0, 2, bottom + 3);
     const room = g.measureText(count(m.tokens)).width + 10, half = g.measureText(label).width / 2;
     if (x - half > left + 16 && x + half < right - room) {
       g.textAlign = "center";

@@ -72,12 +72,12 @@ const field = (key, own, limits) => {
 };
 
 const markChanged = () => {
-  const now = changed(), names = Object.keys(now);
+  const now = changed(), names = Object.keys(now).filter(key => key !== "target").sort();
   $("options").querySelectorAll("label").forEach(label => label.classList.toggle("changed",
     label.getAttribute("for").slice(7) in now));
   $("options-short").textContent = names.length
     ? "· " + names.map(key => `${key} ${now[key]}`).join(", ") : "";
-  $("options-reset").disabled = names.length === 0;
+  $("options-reset").disabled = Object.keys(now).length === 0;
   const target = now.target ?? chosen()?.defaults?.target ?? 0;
   $("target").value = Math.round(target * 100);
   $("target-said").textContent = target > 0 ? percent(target) + " of the rows"
@@ -128,7 +128,7 @@ const fillOptions = () => {
 const fillPolicies = found => {
   policies = list(found?.data ?? found?.policies ?? found).filter(p => p && p.name)
     .sort((a, b) => a.name < b.name ? -1 : 1);
-  if (settings.policy && !chosen()) settings.policy = "";
+  if (policies.length && !chosen()) settings.policy = "";
   $("policy").replaceChildren(make("option", { value: "" }, "the server's own"),
     ...policies.map(p => make("option", { value: p.name }, p.name)));
   $("policy").value = settings.policy;
