@@ -672,16 +672,18 @@ static int cache_positions(lua_State *L) {
   return 1;
 }
 
-/* Adds 1 to counts[position / bin] for each row that a lane holds in tiers first to last;
- * `positions` has room for the rows of one of them. */
+/* Adds 1 to counts[position / bin] for each row of the first `tokens` positions that a lane holds in
+ * tiers first to last; `positions` has room for the rows of one of them. In the middle of a prefill
+ * there are rows of later tokens: the call counts them once it is done. */
 static pyr_status count_rows(const pyr_cache *cache, int first, int last, int layer, int head,
-                             int64_t bin, int32_t *positions, int64_t *counts) {
+                             int64_t tokens, int64_t bin, int32_t *positions, int64_t *counts) {
   for (int tier = first; tier <= last; tier++) {
     if (!pyr_cache_has_tier(cache, (pyr_tier)tier)) continue;
     pyr_status status = pyr_cache_tier_positions(cache, (pyr_tier)tier, layer, head, positions);
     if (status != PYR_OK) return status;
     int64_t rows = pyr_cache_tier_rows(cache, (pyr_tier)tier, layer, head);
-    for (int64_t i = 0; i < rows; i++) counts[positions[i] / bin]++;
+    for (int64_t i = 0; i < rows; i++)
+      if (positions[i] < tokens) counts[positions[i] / bin]++;
   }
   return PYR_OK;
 }
@@ -728,7 +730,7 @@ static int cache_held(lua_State *L) {
   memset(counts, 0, (size_t)bins * sizeof *counts);
   for (int l = low; l < past; l++)
     for (int head = 0; head < heads; head++) {
-      pyr_status status = count_rows(cache, first, last, l, head, bin,
+      pyr_status status = count_rows(cache, first, last, l, head, tokens, bin,
                                      (int32_t *)(counts + bins), counts);
       if (status != PYR_OK) return fail(L, cache, status);
     }

@@ -57,6 +57,7 @@ Page.__index = Page
 
 local function heed(self, message)
   local p = message.params
+  if message.sessionId ~= self.session then return end
   if message.method == "Runtime.exceptionThrown" then
     local d = p.exceptionDetails
     table.insert(self.errors, d.exception and d.exception.description or d.text)
@@ -173,6 +174,26 @@ function Page:go(url)
   self:wait 'document.readyState === "complete" && location.href !== "about:blank"'
 end
 
+--- Another empty page in its place, which knows nothing of what an earlier one stored.
+---@param given table   as of browser.open
+function Page:anew(given)
+  self.session = nil
+  if self.context then
+    self:call("Target.disposeBrowserContext", { browserContextId = self.context })
+  end
+  self.errors = {}
+  self.context = self:call("Target.createBrowserContext").browserContextId
+  local target = self:call("Target.createTarget", { url = "about:blank",
+    browserContextId = self.context }).targetId
+  self.session = self:call("Target.attachToTarget", { targetId = target, flatten = true }).sessionId
+  for _, domain in ipairs { "Page", "Runtime", "Log" } do self:call(domain .. ".enable") end
+  self:size(given.width, given.height)
+  self:dark(given.dark or false)
+  if given.script then
+    self:call("Page.addScriptToEvaluateOnNewDocument", { source = given.script })
+  end
+end
+
 function Page:close()
   if not self.to then return end
   pcall(function()
@@ -194,21 +215,14 @@ Page.__close = Page.close
 function browser.open(program, given)
   local folder = shell.folder()
   assert(os.execute(("mkfifo %s/in %s/out"):format(folder, folder)))
-  os.execute(("{ timeout 300 %s --headless=new --no-sandbox --disable-gpu --remote-debugging-pipe "
+  os.execute(("{ timeout 600 %s --headless=new --no-sandbox --disable-gpu --remote-debugging-pipe "
     .. "--no-first-run --hide-scrollbars --user-data-dir=%s/profile about:blank "
     .. "3<%s/in 4>%s/out >%s/log 2>&1 </dev/null; } &"):format(program, folder, folder, folder,
     folder))
   local self = setmetatable({ folder = folder, calls = 0, errors = {} }, Page)
   self.to = assert(io.open(folder .. "/in", "w"))
   self.from = assert(io.open(folder .. "/out", "r"))
-  local target = self:call("Target.createTarget", { url = "about:blank" }).targetId
-  self.session = self:call("Target.attachToTarget", { targetId = target, flatten = true }).sessionId
-  for _, domain in ipairs { "Page", "Runtime", "Log" } do self:call(domain .. ".enable") end
-  self:size(given.width, given.height)
-  self:dark(given.dark or false)
-  if given.script then
-    self:call("Page.addScriptToEvaluateOnNewDocument", { source = given.script })
-  end
+  self:anew(given)
   return self
 end
 

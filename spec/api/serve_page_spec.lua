@@ -5,6 +5,7 @@ local browser = require "spec.support.browser"
 local helper = require "spec.helper"
 local json = require "pyramid.json"
 local policy = require "pyramid.policy"
+local served = require "spec.support.served"
 local shell = require "spec.support.shell"
 
 local TEXT = require "pyramid.serve.page"
@@ -100,10 +101,10 @@ describe("the page", function()
 
   local function open(given)
     given = given or {}
-    if page then page:close() end
-    page = browser.open(program, { width = given.width or 1280, height = given.height or 800,
-      dark = given.dark, script = helper.read "spec/support/page_server.js"
-        .. "\nfake.policies = " .. policies() .. ";\n" .. (given.setup or "") })
+    local how = { width = given.width or 1280, height = given.height or 800,
+      script = helper.read "spec/support/page_server.js" .. "\nfake.policies = " .. policies()
+        .. ";\n" .. (given.setup or "") }
+    if page then page:anew(how) else page = browser.open(program, how) end
     page:go("file://" .. folder .. "/page.html")
     if not given.silent then page:wait "document.querySelectorAll('#policy option').length > 1" end
     return page
@@ -653,5 +654,95 @@ describe("the page", function()
       return most;
     })()]]
     assert.is_true(took < 1500, took)
+  end)
+
+  -- The server's page, with the server's answers.
+  local function of_server(words, f)
+    local missing = served.missing()
+    if missing or not program then return pending(missing or why) end
+    local server = served.start(words)
+    local _ <close> = setmetatable({}, { __close = function() server:stop() end })
+    page = page or browser.open(program, { width = 1280, height = 800 })
+    page:anew { width = 1280, height = 800 }
+    page:go(server.url .. "/")
+    f(server)
+    assert.same({}, page.errors)
+  end
+
+  it("talks to the server: streams, cuts, shows its memory, forgets, stops", function()
+    of_server("--model models/tiny --threads 2 --template chatml --max-tokens 400", function(server)
+      page:wait "document.querySelectorAll('#policy option').length > 30"
+      assert.equal("tiny", text "#model-one")
+      choose("policy", "streaming")
+      choose("option-rows", "48")
+      choose("max_tokens", "40")
+      choose("seed", "3")
+      local asked_of = "Once upon a time there was a ferryman who kept a key under a blue boat. "
+      say(asked_of:rep(6))
+      page:wait "document.querySelector('.assistant .words')?.textContent.length > 5"
+      page:wait "document.getElementById('stop').hidden"
+      page:wait "!document.getElementById('seen').hidden"
+      page:wait "document.querySelectorAll('#tokens span').length > 100"
+      assert.matches("streaming, rows=48 · 40 tokens", text ".assistant .facts")
+      assert.equal("streaming", text "#tile-policy")
+      -- it says what the server says
+      local id = page:eval "JSON.parse(sessionStorage['pyramid.chat'])[1].facts.id"
+      local memory = server:ask("/pyramid/memory?id=" .. id)
+      assert.equal(math.tointeger(memory.tokens), math.tointeger(page:eval
+        "document.querySelectorAll('#tokens span').length"))
+      local gone, shown = 0, table.concat(memory.text.texts)
+      for _, count in ipairs(memory.text.held) do gone = gone + (count == 0 and 1 or 0) end
+      assert.is_true(gone > 20 and gone < memory.tokens)
+      assert.equal(gone, page:eval "document.querySelectorAll('#tokens .gone').length")
+      assert.is_truthy(shown:find(asked_of, 1, true))
+      assert.matches("ferryman", text "#tokens")
+      page:eval "document.getElementById('forgot').click(), 1"
+      assert.matches(("^%d of %d tokens are held by no layer"):format(gone, memory.tokens),
+        text "#token-said")
+      assert.equal("", page:eval(LAYOUT))
+      -- another policy, the same question
+      choose("policy", "full")
+      page:eval "document.querySelector('[aria-label=\"Answer again\"]').click(), 1"
+      page:wait "document.getElementById('tile-policy').textContent === 'full'"
+      page:wait "document.getElementById('stop').hidden"
+      assert.equal("100 %", text "#tile-share")
+      -- what the server refuses, in its words
+      choose("budget", "many bytes")
+      say "More"
+      page:wait "document.querySelector('.trouble')"
+      assert.matches("budget", text ".trouble")
+      page.errors = {}
+      -- Esc: the server is told, and goes on
+      choose("budget", "")
+      choose("max_tokens", "400")
+      page:eval "document.getElementById('new').click(), 1"
+      say "Once"
+      page:wait "document.querySelector('.assistant .words')?.textContent.length > 5"
+      page:key "Escape"
+      page:wait "document.getElementById('stop').hidden"
+      assert.equal("Stopped.", text "#status")
+      local idle
+      for _ = 1, 50 do
+        local _, _, metrics = server:ask "/metrics"
+        idle = metrics:match "writing 0\n" ~= nil
+        if idle then break end
+        os.execute "sleep 0.1"
+      end
+      assert.is_true(idle)
+    end)
+  end)
+
+  it("asks for the server's API key", function()
+    of_server("--model models/tiny --threads 2 --template chatml --api-key sesame", function()
+      page:wait "!document.getElementById('key-box').hidden && document.activeElement.id === 'key'"
+      page.errors = {}
+      page:type "sesame"
+      page:key "Enter"
+      page:wait "document.querySelectorAll('#policy option').length > 30"
+      choose("max_tokens", "5")
+      say "Hello"
+      page:wait "document.querySelectorAll('#tokens span').length > 5"
+      assert.equal(0, page:eval "document.querySelectorAll('.trouble').length")
+    end)
   end)
 end)

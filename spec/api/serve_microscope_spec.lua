@@ -268,6 +268,21 @@ describe("the microscope", function()
     assert.error_matches(function() microscope(cache, ids, model, { last = 3 }) end, "last")
   end)
 
+  it("may look while a prompt is read, and sees what was there before", function()
+    local model, ids = models.gqa, ids_of(700, 272, 6)
+    local cache <close> = assert(model:cache { policy = "pyramidinfer" })
+    assert(cache:prefill(table.move(ids, 1, 40, 1, {})))
+    local looks = 0
+    assert(cache:prefill(table.move(ids, 41, 700, 1, {}), { progress = function()
+      looks = looks + 1
+      local seen = assert(microscope(cache, ids, model))
+      assert.equal(cache:tokens(), #seen.text.held)
+      for _, count in ipairs(seen.text.held) do assert.is_true(count >= 0 and count <= 9) end
+    end }))
+    assert.is_true(looks > 2)
+    expect(cache, ids, model, assert(microscope(cache, ids, model)))
+  end)
+
   it("gives each token the text that it completes", function()
     local model <close> = assert(pyramid.model "models/tiny")
     local text = "Größe, 🐘 und 漢字: <b>bold</b> \"quoted\" & done"
