@@ -672,9 +672,9 @@ static int cache_positions(lua_State *L) {
   return 1;
 }
 
-/* Adds 1 to counts[position / bin] for each row of the first `tokens` positions that a lane holds in
- * tiers first to last; `positions` has room for the rows of one of them. In the middle of a prefill
- * there are rows of later tokens: the call counts them once it is done. */
+/* Adds 1 to counts[position / bin] for each row that a lane holds in tiers first to last, of the
+ * first `tokens` positions; `positions` has room for the rows of a tier. In the middle of a prefill
+ * there are rows of later tokens, which the cache does not count as seen yet. */
 static pyr_status count_rows(const pyr_cache *cache, int first, int last, int layer, int head,
                              int64_t tokens, int64_t bin, int32_t *positions, int64_t *counts) {
   for (int tier = first; tier <= last; tier++) {

@@ -126,7 +126,9 @@ describe("the page", function()
   local function asked(at)
     return page:eval(("fake.requests.at(%d)"):format(at or -1))
   end
-  local function done() page:wait "document.getElementById('stop').hidden && !!fake.requests.length" end
+  local function done()
+    page:wait "document.getElementById('stop').hidden && !!fake.requests.length"
+  end
   local function say(words)
     page:eval "document.getElementById('message').focus(), 1"
     page:type(words)
@@ -141,7 +143,8 @@ describe("the page", function()
   -- The memory of the answer has been drawn once it was over.
   local function drawn()
     done()
-    page:wait "!document.getElementById('seen').hidden && document.querySelectorAll('#tokens span').length"
+    page:wait "!document.getElementById('seen').hidden"
+    page:wait "document.querySelectorAll('#tokens span').length"
   end
 
   setup(function()
@@ -179,7 +182,7 @@ describe("the page", function()
   end)
 
   shows("streams an answer, and draws what is kept of it", function()
-    open { setup = "fake.pause = 110; fake.answers = ['One two three four five six seven eight nine "
+    open { setup = "fake.pause = 160; fake.answers = ['One two three four five six seven eight nine "
       .. "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen.'];" }
     assert.equal("tiny", text "#model-one")
     choose("policy", "pyramidinfer")
@@ -189,7 +192,7 @@ describe("the page", function()
     local part = text ".assistant .words"                    -- in the middle of it
     assert.is_true(#part < 90, part)
     assert.is_true(page:eval "!document.getElementById('stop').hidden")
-    page:wait "document.querySelectorAll('#tokens span').length > 20"
+    page:wait "document.querySelectorAll('#tokens span').length > 5"
     assert.is_true(page:eval "!document.getElementById('stop').hidden")   -- while it is written
     local early = page:eval "document.querySelectorAll('#tokens span').length"
     drawn()
@@ -309,7 +312,7 @@ describe("the page", function()
     assert.same({ policy = "pyramidinfer", options = { interval = 2, ratio = 0.8 },
       cache_dtype = "q8_0", budget = "64 MiB" }, asked().pyramid)
     assert.equal(3, #asked().messages)
-    -- they outlive a reload
+    -- they outlive a reload, and so does what was said
     page:go("file://" .. folder .. "/page.html")
     page:wait "document.getElementById('policy').value === 'pyramidinfer'"
     assert.equal("64 MiB", page:eval "document.getElementById('budget').value")
@@ -454,9 +457,9 @@ describe("the page", function()
     end
     trouble("fake.fail['v1/chat/completions'] = { status: 429, message: 'queue', headers: "
       .. "{ 'Retry-After': '7' } }", "as much to do as it takes", "Try again in 7 s")
-    trouble("fake.fail['v1/chat/completions'] = { status: 400, message: \"'pyramid.budget': no size\" }",
-      "'pyramid.budget': no size")
-    trouble("fake.fail['v1/chat/completions'] = { status: 413, message: 'a body may have 4 bytes' }",
+    trouble("fake.fail['v1/chat/completions'] = { status: 400, message: \"'pyramid.budget': no "
+      .. "size\" }", "'pyramid.budget': no size")
+    trouble("fake.fail['v1/chat/completions'] = { status: 413, message: 'at most 4 bytes' }",
       "larger than the server takes", "4 bytes")
     trouble("fake.fail['v1/chat/completions'] = { status: 500, message: 'oh' }",
       "went wrong in the server", "oh")
@@ -471,6 +474,18 @@ describe("the page", function()
     page:wait "document.querySelector('.assistant .words')?.textContent === 'Fine.'"
     assert.equal(0, page:eval "document.querySelectorAll('.trouble').length")
     assert.equal(1, #asked().messages)
+    -- what was never answered is asked with what came after it
+    page:eval "fake.fail['v1/chat/completions'] = { status: 500, message: 'oh' }; 1"
+    say "Why?"
+    page:wait "document.querySelector('.trouble')"
+    assert.equal(0, page:eval "document.querySelectorAll('[aria-label=\"Answer again\"]').length")
+    say "How?"
+    page:wait "fake.requests.length && document.querySelectorAll('.assistant .words').length === 2"
+    done()
+    assert.same({ "Hello", "Fine.", "Why?\n\nHow?" }, page:eval
+      "fake.requests.at(-1).messages.map(m => m.content)")
+    page:eval "document.getElementById('new').click(), 1"
+    say "Hello"
     -- a memory that is no longer kept
     drawn()
     page:eval "fake.gone = new Set(Object.keys(fake.texts)); 1"
@@ -518,10 +533,11 @@ describe("the page", function()
     page:eval "document.getElementById('earlier').click(), 1"
     page:wait(("document.getElementById('pager-said').textContent === '%d–%d of %d'"):format(
       total - 100, total - 51, total))
-    assert.equal(("token-%d"):format(total - 100), page:eval "document.querySelector('#tokens span').id")
+    local first = "document.querySelector('#tokens span').id"
+    assert.equal(("token-%d"):format(total - 100), page:eval(first))
     for _ = 1, 5 do page:eval "document.getElementById('earlier').click(), 1" end
     page:wait "document.getElementById('earlier').disabled"
-    assert.equal("token-0", page:eval "document.querySelector('#tokens span').id")
+    assert.equal("token-0", page:eval(first))
     assert.equal("", page:eval(LAYOUT))
   end)
 
@@ -573,8 +589,8 @@ describe("the page", function()
     page:key "ArrowRight"
     assert.matches("^Token 10 ", text "#token-said")
     page:key "End"
-    assert.equal(page:eval "document.querySelector('#tokens').getAttribute('aria-activedescendant')",
-      page:eval "document.querySelector('#tokens span:last-child').id")
+    assert.is_true(page:eval("document.getElementById('tokens').getAttribute("
+      .. "'aria-activedescendant') === document.querySelector('#tokens span:last-child').id"))
     page:key "Home"
     page:key "ArrowDown"
     assert.is_true(tonumber(text "#token-said":match "^Token (%d+)") > 0)
@@ -612,7 +628,8 @@ describe("the page", function()
         end
         page:eval "document.getElementById('lens').scrollTop = 400, 1"
         look "further down"
-        page:eval "document.getElementById('forgot').click(), document.getElementById('lens').scrollTop = 9999, 1"
+        page:eval "document.getElementById('forgot').click(), 1"
+        page:eval "document.getElementById('lens').scrollTop = 9999, 1"
         look "forgotten"
         page:eval "document.getElementById('forgot').click(), 1"
         page:eval [[document.getElementById("options-box").open = true,

@@ -2,7 +2,8 @@
 // (`how`), the completion's id, usage, times, why it ended, and `seen`: what its memory was, moment
 // by moment (lens.js). Every answer is asked for with all that was said before it.
 const chat = list(kept.get("sessionStorage", "chat", [])).filter(m => m
-  && (m.role === "user" || m.role === "assistant") && typeof m.content === "string");
+  && (m.role === "user" || m.role === "assistant" && (m.content || m.facts?.trouble))
+  && typeof m.content === "string");
 let system = kept.get("sessionStorage", "system", "");
 let running = null;                      // the answer that is being written
 let models = [];
@@ -69,7 +70,9 @@ const metaOf = m => {
     meta.append(small("Copy", e => copy(m, e.currentTarget),
       { "aria-label": `Copy answer ${at + 1}` }));
   }
-  if (last) meta.append(small("Again", () => again(), { "aria-label": "Answer again" }));
+  if (last && !m.facts?.trouble) {
+    meta.append(small("Again", () => again(), { "aria-label": "Answer again" }));
+  }
   return meta;
 };
 
@@ -161,8 +164,12 @@ const setRunning = answer => {
 const model = () => $("model-many").hidden ? models[0] : $("model").value;
 
 const request = () => {
-  const said = chat.filter(m => m !== running && m.content !== "")
-    .map(({ role, content }) => ({ role, content }));
+  const said = [];
+  for (const { role, content } of chat.filter(m => m !== running && m.content !== "")) {
+    // what was never answered is asked again with what came after it: templates want turns
+    if (said.at(-1)?.role === role) said.at(-1).content += "\n\n" + content;
+    else said.push({ role, content });
+  }
   if (system.trim()) said.unshift({ role: "system", content: system });
   return { ...asked(), model: model(), messages: said, stream: true,
     stream_options: { include_usage: true } };
@@ -198,8 +205,9 @@ const answer = async () => {
   const body = JSON.stringify(request());
   chat.push(m);
   $("log").append(paint(m));
-  if (chat.length > 1) paintMeta(chat.at(-2));
+  chat.slice(-3, -1).forEach(paintMeta);   // whose answer is the last no more
   toEnd();
+  remember();
   say("Reading what was said …");
   let asking = 0;
   const fresh = () => {

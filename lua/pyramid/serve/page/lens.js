@@ -1,6 +1,7 @@
 // The memory of an answer: asks the server what its cache holds while it is written, and draws it.
 // What the server says is described in lua/pyramid/serve/microscope.lua; pictures.js draws.
 const POINTS = 400;                      // of bytes over time; more are thinned out
+const KEPT = 12;                         // answers whose memory stays with the page
 
 // Lanes that can hold position p: layers with a sliding window of w look back no further anyway.
 const couldHold = memory => {
@@ -11,24 +12,34 @@ const couldHold = memory => {
     + windows.filter(w => memory.tokens - p <= w).length);
 };
 
+const pointOf = (memory, t) => {
+  const total = memory.bytes?.total ?? 0;
+  return { t, total, hot: memory.bytes?.hot,
+    full: memory.fraction > 0 ? total / memory.fraction : total };
+};
+
+// Bytes over time; of an answer from before a reload there is only what is left.
+const seenOf = (answer, memory) => list(answer.facts.seen).length ? answer.facts.seen
+  : [pointOf(memory, 0)];
+
 const lens = {
   of: null,                              // the answer that is shown
   memory: null,                          // what was last said of it
   first: null,                           // where the window of tokens begins, if someone said so
   active: -1,                            // the token that has the cursor
 
-  async fetch(answer) {
+  // `live`: what it holds now is a point of bytes over time.
+  async fetch(answer, live) {
     const id = answer.facts.id;
     const window = this.of === answer && this.first !== null ? "&first=" + this.first : "";
     const memory = await askJson("pyramid/memory?id=" + encodeURIComponent(id) + window);
     const seen = answer.facts.seen ||= [];
-    const total = memory.bytes?.total ?? 0;
-    if (answer === running || !answer.facts.over) {
+    if (live) {
       if (seen.length === POINTS) answer.facts.seen = seen.filter((_, i) => i % 2 === 0);
-      answer.facts.seen.push({ t: (Date.now() - answer.facts.began) / 1000, total,
-        hot: memory.bytes?.hot, full: memory.fraction > 0 ? total / memory.fraction : total });
+      answer.facts.seen.push(pointOf(memory, (Date.now() - answer.facts.began) / 1000));
     }
     answer.facts.last = memory;
+    chat.filter(m => m.facts?.last).slice(0, -KEPT).forEach(m => { delete m.facts.last; });
     if (this.of === answer) this.take(memory);
   },
 
@@ -39,7 +50,7 @@ const lens = {
     while (running === answer) {
       const began = performance.now();
       try {
-        await this.fetch(answer);
+        await this.fetch(answer, true);
         failures = 0;
       } catch (error) {
         if (++failures === 3) this.say(error.message);
@@ -51,9 +62,8 @@ const lens = {
 
   async ended(answer) {
     if (!answer.facts.id) return;
-    try { await this.fetch(answer); }
+    try { await this.fetch(answer, true); }
     catch (error) { if (this.of === answer && !this.memory) this.say(error.message); }
-    answer.facts.over = true;
   },
 
   async show(answer, follows) {
@@ -65,7 +75,7 @@ const lens = {
     this.say("");
     for (const m of [before, answer]) if (m?.element) paintMeta(m);
     if (answer.facts.last) this.take(answer.facts.last);
-    if (follows || answer.facts.last?.text && answer.facts.over) return;
+    if (follows || answer.facts.last || answer === running) return;
     try { await this.fetch(answer); }
     catch (error) {
       if (this.of !== answer) return;
@@ -110,7 +120,7 @@ const lens = {
   paint() {
     paintTiles(this.of, this.memory);
     paintMap();
-    paintBytes(this.of.facts.seen || []);
+    paintBytes(seenOf(this.of, this.memory));
     if ($("gone").hidden) paintTokens(this.memory);
     else paintGone(this.memory);
     paintPager(this.memory);

@@ -71,10 +71,12 @@ const paintMap = () => {
     }
   }
   if (cursor && document.activeElement === canvas || cursor?.pointed) {
-    g.strokeStyle = mark;
-    g.lineWidth = 1.5;
-    g.strokeRect(left + cursor.column * wide - 1, cursor.layer * tall - 1, Math.max(wide, 3) + 2,
-      tall + 2 - gap);
+    for (const [colour, thick] of [[styleOf("--card"), 5], [mark, 2]]) {
+      g.strokeStyle = colour;
+      g.lineWidth = thick;
+      g.strokeRect(left + cursor.column * wide - 1, cursor.layer * tall - 1,
+        Math.max(wide, 3) + 2, tall + 2 - gap);
+    }
   }
   const held = rows.map(r => list(r).reduce((a, b) => a + b, 0) / Math.max(1, columns));
   canvas.setAttribute("aria-label", `What ${m.layers} layers hold of ${count(m.tokens)} tokens: `
@@ -189,7 +191,7 @@ const startPictures = () => {
   const redraw = () => {
     if (!lens.memory) return;
     paintMap();
-    paintBytes(lens.of?.facts.seen || []);
+    paintBytes(seenOf(lens.of, lens.memory));
   };
   new ResizeObserver(redraw).observe(canvas);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);

@@ -2,9 +2,11 @@
 // Markdown that models write most; all else stays as it came. Text becomes text nodes, whatever it
 // looks like.
 
-// `code` and **bold** within a line.
+// `code` and **bold** within a line, of 600 characters at most: what looks for an end that never
+// comes must not look far.
 const inline = (text, into) => {
-  const parts = /(`+)([^`\n](?:[^\n]*?[^`\n])?)\1(?!`)|\*\*([^\s*](?:[^\n]*?[^\s*])?)\*\*/g;
+  const parts = new RegExp("(`{1,3})([^`\\n](?:[^\\n]{0,600}?[^`\\n])?)\\1(?!`)"
+    + "|\\*\\*([^\\s*](?:[^\\n]{0,600}?[^\\s*])?)\\*\\*", "g");
   let at = 0;
   for (const found of text.matchAll(parts)) {
     into.append(text.slice(at, found.index));
@@ -34,7 +36,8 @@ const words = (text, into) => {
       flush();
       const code = [];
       while (++i < lines.length && !lines[i].trim().startsWith(fence[1])) code.push(lines[i]);
-      into.append(make("pre", { tabindex: "0" }, make("code", null, code.join("\n"))));
+      into.append(make("pre", { tabindex: "0", role: "group", "aria-label": "Code" },
+        make("code", null, code.join("\n"))));
       continue;
     }
     const head = line.match(/^#{1,6}\s+(.+)$/), item = line.match(ITEM);
