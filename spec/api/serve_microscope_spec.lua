@@ -192,6 +192,15 @@ describe("the microscope", function()
     assert.is_nil(microscope(cache, ids, model).tiers)
   end)
 
+  it("counts what lies on a device", function()
+    local device = helper.device == "cpu" and "emulated" or helper.device
+    local model <close> = assert(pyramid.model(folder .. "/gqa", { device = device }))
+    local ids = ids_of(90, 272, 12)
+    local cache <close> = assert(model:cache { policy = by_head })
+    assert(cache:prefill(ids))
+    expect(cache, ids, model, assert(microscope(cache, ids, model)))
+  end)
+
   it("says which lanes hold a token: cache:held", function()
     local model, ids = models.gqa, ids_of(150, 272, 9)
     local cache <close> = assert(model:cache { tiers = { hot = "f32", warm = "f32" },

@@ -2,6 +2,7 @@
 -- routes are answered in the page itself by a stand-in (support/page_server.js), so that answers
 -- come at a pace, and with the failures, that a spec asks for; at the end by the server.
 local browser = require "spec.support.browser"
+local core = require "pyramid.core"
 local helper = require "spec.helper"
 local json = require "pyramid.json"
 local policy = require "pyramid.policy"
@@ -271,6 +272,37 @@ describe("the page", function()
     assert.has_error(function() page:eval "document.body.innerHTML = '<p>x</p>'" end)
     page:eval "1"
     page.errors = {}
+  end)
+
+  shows("loses no letter of a text, makes only elements it knows, and is quick about it", function()
+    open()
+    local found = page:eval("(() => { " .. core.bundled("text", "serve/page/base.js")
+      .. core.bundled("text", "serve/page/words.js") .. [[ return (() => {
+      const known = new Set(["P", "B", "CODE", "PRE", "UL", "OL", "LI"]), wrong = [];
+      const signs = ["*", "**", "`", "``", "```", "#", "- ", "1. ", "\n", "\n\n", " ", "<b>", "&lt;",
+        "a", "bc", "Ω", "7", "~~~", "</p>", "\t", "<script>", "*a*"];
+      let state = 7;
+      const draw = n => (state = (state * 48271) % 2147483647) % n;
+      const letters = text => text.replace(/[^a-zA-ZΩ<>&;\/]/g, "");
+      for (let round = 0; round < 3000; round++) {
+        let text = "";
+        for (let i = draw(40); i >= 0; i--) text += signs[draw(signs.length)];
+        const box = words(text, document.createElement("div"));
+        for (const e of box.querySelectorAll("*")) if (!known.has(e.tagName)) wrong.push(e.tagName);
+        // the rest of a fence's line names its language, and is not shown
+        const plain = text.replace(/(^|\n)(\s*(?:```+|~~~+))[^\n]*/g, "$1$2");
+        if (letters(box.textContent) !== letters(plain) && letters(box.textContent) !== letters(text)
+          && !text.match(/```|~~~/)) wrong.push(text);
+      }
+      const began = performance.now();
+      for (const text of ["`".repeat(20000), "**a ".repeat(8000), "`a".repeat(9000), "# ".repeat(9000),
+        "- ".repeat(9000), "1. a\n".repeat(3000), "*".repeat(20000), "**a**".repeat(4000)]) {
+        words(text, document.createElement("div"));
+      }
+      return { wrong: wrong.slice(0, 3), took: performance.now() - began };
+    })(); })()]])
+    assert.same({}, found.wrong)
+    assert.is_true(found.took < 4000, found.took)
   end)
 
   shows("takes policy, options, dtype, budget and sampling from its controls", function()

@@ -103,7 +103,8 @@ end
 local function page(_, call)
   local text = maybe "pyramid.serve.page"
   if not text then return call:answer(404, "text", "there is no page here\n") end
-  return call:answer(200, "html", text)
+  -- What the page may do by itself it says itself; whether others may frame it, only a header can.
+  return call:answer(200, "html", text, { ["x-frame-options"] = "DENY" })
 end
 
 local function list_policies(_, call)
