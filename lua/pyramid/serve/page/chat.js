@@ -209,6 +209,11 @@ const answer = async () => {
   toEnd();
   remember();
   say("Reading what was said …");
+  const clock = setInterval(() => {
+    if (m === running && !f.first) {
+      say(`Reading what was said … ${seconds((Date.now() - f.began) / 1000)}`);
+    }
+  }, 1000);
   let asking = 0;
   const fresh = () => {
     asking ||= requestAnimationFrame(() => {
@@ -238,6 +243,7 @@ const answer = async () => {
       if (error.status === 401) askKey();
     }
   }
+  clearInterval(clock);
   cancelAnimationFrame(asking);
   asking = -1;
   f.ended = Date.now();
@@ -293,7 +299,16 @@ const edit = m => {
 
 const copy = async (m, button) => {
   let done = true;
-  try { await navigator.clipboard.writeText(m.content); } catch { done = false; }
+  try { await navigator.clipboard.writeText(m.content); }
+  catch {                                // without TLS there is only the old way
+    const box = make("textarea", { class: "unseen" });
+    box.value = m.content;
+    document.body.append(box);
+    box.select();
+    done = document.execCommand("copy");
+    box.remove();
+    button.focus();
+  }
   button.textContent = done ? "Copied" : "Not allowed";
   setTimeout(() => { button.textContent = "Copy"; }, 1500);
 };
