@@ -356,6 +356,31 @@ describe("pyramid serve", function()
     assert.is_true(#text > 1000)
   end)
 
+  it("answers clients that want their connection closed, and notices when they leave", function()
+    local answer, status = server:ask("/v1/completions", complete { max_tokens = 60 },
+      "-H 'Connection: close'")
+    assert.equal(200, status)
+    assert.equal(60, answer.usage.completion_tokens)
+    local body = '{"prompt": "Once", "max_tokens": 5}'
+    local text = server:raw(("POST /v1/completions HTTP/1.0\r\nHost: localhost\r\n"
+      .. "Content-Length: %d\r\n\r\n%s"):format(#body, body))
+    assert.matches("^HTTP/1%.[01] 200", text)
+    body = '{"prompt": "Once upon a time", "max_tokens": 1500, "stream": true, "ignore_eos": true}'
+    local connection = server:connect()
+    connection:write(("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+      .. "Content-Length: %d\r\n\r\n%s"):format(#body, body))
+    assert.matches("200", connection:read "*l")
+    connection:close()
+    local idle
+    for _ = 1, 100 do
+      local _, _, metrics = server:ask "/metrics"
+      idle = metrics:match "pyramid_writing 0\n" ~= nil
+      if idle then break end
+      os.execute "sleep 0.05"
+    end
+    assert.is_true(idle)
+  end)
+
   it("can be looked at while it writes, by a request's name", function()
     if not pcall(require, "pyramid.serve.microscope") then pending "there is no microscope" end
     local answer = server:ask("/v1/completions", complete { pyramid = { policy = "streaming",

@@ -155,6 +155,15 @@ end
 ---Ends a stream.
 function Call:over() return self.stream:write_chunk("", true, self.server.write_seconds) end
 
+-- Where a client says "connection: close", lua-http shuts the reading side once the request is
+-- whole. It would then look as if the client had gone: that side stays open instead.
+local function keep_reading(connection)
+  local shutdown = connection.shutdown
+  if connection.reads_on then return end
+  connection.reads_on = true
+  connection.shutdown = function(self, how) return how == "r" or shutdown(self, how) end
+end
+
 ---Whether whoever asked has gone.
 ---@return boolean
 function Call:gone()
@@ -324,6 +333,7 @@ local function handle(self, stream, call)
   call.headers, call.method, call.path, call.query = headers, headers:get ":method", path,
     query_of(query)
   call.open = self.routes.is_open(path)
+  keep_reading(stream.connection)
   local status, message = check_sender(call)
   if status then
     call.closes = true
