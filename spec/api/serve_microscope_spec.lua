@@ -1,6 +1,5 @@
 -- What the page is told of a cache, against positions that are counted plainly: every lane is read
 -- out, position by position.
-local core = require "pyramid.core"
 local helper = require "spec.helper"
 local json = require "pyramid.json"
 local microscope = require "pyramid.serve.microscope"
@@ -340,9 +339,9 @@ describe("the microscope", function()
     local ids, best = ids_of(8500, 272, 1), math.huge
     assert(cache:read(ids))
     for _ = 1, 5 do
-      local began = core.clock()
+      local began = os.clock()               -- of this process: others may be at work, too
       assert(microscope(cache, ids, model))
-      best = math.min(best, core.clock() - began)
+      best = math.min(best, os.clock() - began)
     end
     assert.is_true(best < 0.1, ("%.0f ms"):format(1000 * best))
     local seen = assert(microscope(cache, ids, model))
