@@ -354,6 +354,59 @@ describe("tiers of every dtype", function()
     os.remove(path)
   end)
 
+  it("are refused field by field where a file is wrong", function()
+    local by, path = keeper(20, "warm"), helper.tmp()
+    local tiers = { hot = "f16", warm = "q4" }
+    local cache <close> = new(tiers, by)
+    assert(cache:prefill(prompt(150, 1)))
+    assert(cache:save(path))
+    local bytes = helper.read(path)
+    local at = saved_rows.read(bytes).tiers_at
+    local tier = at + 8 + 8 * SHAPE.layers
+    local lane, rows = tier + 16, cache:rows(1, 1, "warm")
+    local frame = lane + 16 + 4 * rows
+    local kinds = frame + 24 + 20 * D
+    local hot = cache:positions(1, 1, "hot")
+    local function refused(words, where, with)
+      helper.write(path, saved_rows.patched(bytes, where, with))
+      local none, message, code = models.cpu:load_cache(path, { tiers = tiers, policy = by })
+      assert.is_nil(none, words)
+      assert.equal("format", code)
+      assert.matches(words, message)
+    end
+    local function i8(x) return ("<i8"):pack(x) end
+    assert.equal(1, ("<i8"):unpack(bytes, at + 1))
+    for _, count in ipairs { 0, 2, -1, math.maxinteger } do refused("tiers are not", at, i8(count)) end
+    for _, count in ipairs { 1, -1, 1 << 40 } do
+      refused("the rows recalled are out of range", at + 8, i8(count))
+    end
+    for _, what in ipairs { 0, 2, 9, -1 } do refused("tiers differ", tier, i8(what)) end
+    for _, dtype in ipairs { 0, 1, 1 + 256, -1, 1 << 40 } do
+      refused("tiers differ", tier + 8, i8(dtype))
+    end
+    for _, count in ipairs { -1, 151, math.maxinteger } do
+      refused("rows are out of range", lane, i8(count))
+    end
+    refused("rows are out of range", lane + 8, i8(2))
+    refused("positions are not ascending", lane + 16, ("<i4"):pack(-1))
+    refused("positions are not ascending", lane + 16 + 4 * (rows - 1), ("<i4"):pack(150))
+    refused("positions are in two tiers", lane + 16, ("<i4"):pack(hot[1]))
+    refused("a lane's frame is of another width", frame, ("<i4"):pack(D + 32))
+    refused("a lane's frame is out of range", frame + 4, ("<i4"):pack(2))
+    refused("a lane's frame is out of range", frame + 24, ("<i4"):pack(D))
+    refused("the kinds of pages are out of range", frame + 4, ("<i4"):pack(0))
+    refused("the kinds of pages are out of range", kinds, "\2")
+    for _, cut in ipairs { 1, 9, 100, #bytes - at - 4, #bytes - frame - 3 } do
+      helper.write(path, saved_rows.patched(bytes:sub(1, #bytes - cut), 0, "PYRCACHE"))
+      local none, _, code = models.cpu:load_cache(path, { tiers = tiers, policy = by })
+      assert.is_nil(none)
+      assert.equal("format", code)
+    end
+    helper.write(path, saved_rows.patched(bytes, 0, "PYRCACHE"))
+    assert(models.cpu:load_cache(path, { tiers = tiers, policy = by })):close()
+    os.remove(path)
+  end)
+
   it("run out of memory at any point without harm", function()
     local path = models.cpu.path
     local function task(limit, tiers)
@@ -489,6 +542,7 @@ describe("a tier in a file", function()
 
   it("leaves nothing behind where its process is killed", function()
     for turn = 1, 4 do
+      os.remove(folder .. "/saved")                  -- what is there is there whole
       shell.run(("%s & for i in $(seq 600); do test -e %s/saved && break; sleep 0.1; done; "
         .. "sleep %.2f; kill -9 $!; wait"):format(line(folder, 100000), folder, 0.1 * turn))
       local left = {}

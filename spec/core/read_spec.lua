@@ -267,8 +267,9 @@ describe("a step that reads less than is held", function()
   it("picks among the rows of all tiers, wherever they lie", function()
     local tiers = { { hot = "f32", warm = "f32" }, { hot = "f32", cold = "f32" },
       { hot = "f32", warm = { dtype = "f32", rows = 100 }, cold = "f32" } }
-    for _, by in ipairs { "bound", "ball", "mean" } do
-      for i, declared in ipairs(tiers) do
+    for turn, by in ipairs { "bound", "ball", "mean", "signs" } do
+      for i = turn % 3 + 1, turn == 1 and 3 or turn % 3 + 1 do
+        local declared = tiers[i]
         local ids, more = prompt(math.random(250, 330), 20 + i), prompt(12, 30)
         local o = { rows = 4 * PAGE, by = by, first = 1, last = 20, scale = HEAD ^ -0.5 }
         local function plan(_, l)

@@ -364,7 +364,9 @@ local function fnv(s)
 end
 
 local saved = { full = {}, pyramidinfer = {}, streaming = { rotate = true }, h2o = {}, tova = {},
-  snapkv = {}, d2o = {}, adakv = {} }
+  snapkv = {}, d2o = {}, adakv = {}, demote = { rows = 8 }, recall = { rows = 8 } }
+-- Tiers of the caches of these bases: `recall` over few bits, which begin after 64 rows.
+local saved_tiers = { demote = { hot = "f32", warm = "f16" }, recall = { hot = "q4", warm = "q2" } }
 local function cache_model()
   return once("cache model", function() return assert(pyramid.model(family("codellama",
     ""):gsub("/$", ""), { threads = 1 })) end)
@@ -377,13 +379,14 @@ end
 
 targets.cache = {
   suffix = ".bin",
-  bases = function() return { "adakv", "d2o", "full", "h2o", "pyramidinfer", "snapkv", "streaming",
-    "tova" } end,
+  bases = function() return { "adakv", "d2o", "demote", "full", "h2o", "pyramidinfer", "recall",
+    "snapkv", "streaming", "tova" } end,
   make = function(base)
     local bytes = once("cache " .. base, function()
-      local cache <close> = assert(cache_model():cache { policy = policy_of(base) })
+      local cache <close> = assert(cache_model():cache { policy = policy_of(base),
+        tiers = saved_tiers[base] })
       local ids, path = {}, os.tmpname()
-      for i = 1, 40 do ids[i] = i * 7 % 90 end
+      for i = 1, saved_tiers[base] and 100 or 40 do ids[i] = i * 7 % 90 end
       assert(cache:prefill(ids))
       for i = 1, 7 do assert(cache:step(i)) end
       assert(cache:save(path))
@@ -406,7 +409,8 @@ targets.cache = {
     return R(30) == 1 and mutate.bytes(bytes) or body .. ("<i8"):pack(fnv(body))
   end,
   try = function(path, base)
-    local cache, message, code = cache_model():load_cache(path, { policy = policy_of(base) })
+    local cache, message, code = cache_model():load_cache(path, { policy = policy_of(base),
+      tiers = saved_tiers[base] })
     if not cache then return nil, message, code, true end
     math.randomseed(#helper.read(path))
     local ok = true

@@ -17,10 +17,12 @@ local function fnv(text)
   return hash
 end
 
--- A function that takes so many bytes, or what a format of string.unpack says, from where it is.
+-- A function that takes so many bytes, or what a format of string.unpack says, from where it is;
+-- given nothing, it says where that is, from 0.
 local function reader(bytes)
   local at = 1
   return function(what)
+    if what == nil then return at - 1 end
     if type(what) == "number" then
       at = at + what
       return bytes:sub(at - what, at - 1)
@@ -71,7 +73,7 @@ end
 
 --- All rows of a saved cache without compacted layers or a note, lane by lane, in the order of their
 --- positions; how many of the pages in each tier were packed; and whether a hot lane is `open`: ends
---- in a packed page that has room.
+--- in a packed page that has room; and where in the file the tiers begin.
 function saved_rows.read(bytes)
   local version, layers, heads, d, dtype = string.unpack("<I4xxxxi4i4i4i4", bytes, 9)
   local take = reader(bytes)
@@ -91,6 +93,7 @@ function saved_rows.read(bytes)
     packed[#packed + 1] = count
   end
   tier()
+  local tiers_at = take()
   local tiers = version == 6 and take "<I8" or 0
   if version == 6 then take(8 * layers) end           -- rows that triggers recall
   for _ = 1, tiers do
@@ -103,7 +106,14 @@ function saved_rows.read(bytes)
     table.sort(lane, function(a, b) return a.position < b.position end)
   end
   return { head = head, states = states, lanes = lanes, packed = packed, open = open, d = d,
+    tiers_at = tiers_at,
     rest = take "<i8" }
+end
+
+--- A saved cache's bytes with others in the place of those at `at`, from 0, and the sum of that.
+function saved_rows.patched(bytes, at, with)
+  local body = bytes:sub(1, at) .. with .. bytes:sub(at + #with + 1, -9)
+  return body .. ("<i8"):pack(fnv(body))
 end
 
 --- The bytes of a saved cache of f32 rows and one tier that holds what `read` has found.
