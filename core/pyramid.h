@@ -595,11 +595,11 @@ typedef struct pyr_trigger {  /* when decode plans run, and what is tracked unti
                            PYR_S_LEARNED: each row is given its number when it is made, also by a
                            step, and keeps it; a cache tracks one table in all layers and for good,
                            and rows from before have 0 */
-  int64_t recall;       /* 0, or, of a trigger that tracks attention and does not rank rows once: that
-                           is tracked of rows in lower tiers, too, while text is generated, which
-                           costs another attention to them a step; and when the trigger fires, so
-                           many rows of each lane, those with the most, come up before the plan ranks
-                           the hot ones. They stay away where the budget has no room for them */
+  int64_t recall;       /* 0, or, of a trigger that tracks attention and does not rank rows once:
+                           that is tracked of rows in lower tiers, too, while text is generated,
+                           which costs another attention to them a step; and when the trigger fires,
+                           so many rows of each lane, those with the most, come up before the plan
+                           ranks the hot ones. They stay where the budget has no room for them */
 } pyr_trigger;
 
 /* Numbers that a PYR_S_TABLE reads; host memory, unchanged while the policy lives. What lies beyond
@@ -677,9 +677,9 @@ typedef struct pyr_tier_options {
   size_t size;
   pyr_tier tier;             /* warm or cold */
   pyr_dtype dtype;           /* rows are converted once, as they come down */
-  pyr_bits k, v;             /* PYR_BITS_PLAIN (0): as dtype says; else all of a lane's rows are packed
-                                to so few bits once 64 of them have come down, so that they are
-                                known by what they look like */
+  pyr_bits k, v;             /* PYR_BITS_PLAIN (0): as dtype says; else all of a lane's rows are
+                                packed to so few bits once 64 of them have come down, so that it is
+                                known what they look like */
   const char *file;          /* NULL: memory, which counts against the pool's budget; else its pages
                                 lie in a file that is made at this path, where there must be none,
                                 and has no name from then on. What lies there is no part of the
@@ -688,8 +688,8 @@ typedef struct pyr_tier_options {
   int64_t rows;              /* the most of a lane; 0: any number */
 } pyr_tier_options;
 /* The next tier of a pool of which no cache has been made. PYR_UNSUPPORTED: rows that a pool of
- * their own could not have (pyr_pool_new_packed), or a device. Beyond `bytes` or `rows` its oldest rows go on to the tier below;
- * the last tier says PYR_BUDGET then. */
+ * their own could not have (pyr_pool_new_packed), or a device. Beyond `bytes` or `rows` its oldest
+ * rows go on to the tier below; the last tier says PYR_BUDGET then. */
 pyr_status pyr_pool_add_tier(pyr_pool *pool, const pyr_tier_options *options);
 /* Where the budget is full, a prefill or step makes room first: the oldest rows, but for the first
  * 4 and the last 64 of each lane, go down a tier. They stay there also if the call then fails. */

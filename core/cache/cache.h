@@ -157,8 +157,9 @@ pyr_status pyr_lane_widen(pyr_cache *cache, pyr_lane *lane);
 void pyr_lane_set_page(pyr_lane *lane, int64_t at, pyr_page *page);
 /* Gives a lane a frame that has learned nothing, where its pool packs and it has none. */
 pyr_status pyr_lane_frame(pyr_cache *cache, pyr_lane *lane);
-/* Reserves for a lane of which most pages will be packed, if its pool packs, and that is about to be
- * filled; then gives it, in the place of page `at`, one that is packed or plain, of rows undefined. */
+/* Reserves for a lane of which most pages will be packed, if its pool packs, and that is about to
+ * be filled; then gives it, in the place of page `at`, one that is packed or plain, of rows
+ * undefined. */
 pyr_status pyr_lane_reserve_packed(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history);
 pyr_status pyr_lane_set_kind(pyr_cache *cache, pyr_lane *lane, int64_t at, bool packed);
 /* Drops rows from `rows` on and the pages that no longer hold any. Cannot fail. */
@@ -181,8 +182,8 @@ void pyr_cache_pack(pyr_cache *cache);
  * there: already, or now; not where rows are few, or memory is short. */
 bool pyr_lane_learn(pyr_cache *cache, pyr_lane *lane, int64_t begin, int64_t end);
 /* Whether lanes of the layer, in any tier, want to know what queries need: their pool packs, and
- * they have learned nothing yet. And tells those: sums of squares of queries [heads, head_dim], host
- * memory, those of a lane's query heads together. */
+ * they have learned nothing yet. And tells those: sums of squares of queries [heads, head_dim],
+ * host memory, those of a lane's query heads together. */
 bool pyr_cache_wants_needs(const pyr_cache *cache, int layer);
 void pyr_cache_add_needs(pyr_cache *cache, int layer, const float *sums);
 /* Gives a lane `rows` rows, what lies beside them (room for whole pages; born: wide pages) and,
@@ -207,8 +208,8 @@ pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_la
  * 31. */
 pyr_status pyr_lane_remake(pyr_cache *cache, const pyr_lane *lane, int64_t skip, int64_t rows,
                            pyr_lane *out);
-/* `made` takes the place of the lane, whose pages lose a reference, with its frame and what is known
- * of its pages; the first `same` rows are those that it had. Cannot fail. */
+/* `made` takes the place of the lane, whose pages lose a reference, with its frame and what is
+ * known of its pages; the first `same` rows are those that it had. Cannot fail. */
 void pyr_lane_replace(pyr_cache *cache, pyr_lane *lane, pyr_lane *made, int64_t same);
 /* It is empty then, and may be used again. */
 void pyr_lane_free(pyr_cache *cache, pyr_lane *lane);

@@ -152,7 +152,7 @@ enum {
   SLAB_BYTES = 2 << 20,          /* … and so many bytes at most: a large page of the system's */
 };
 
-enum { FILE_PAGES = 16 };        /* plain ones, of a slab in a file, whose extents are of one size */
+enum { FILE_PAGES = 16 };        /* plain ones of a slab in a file: extents are of one size */
 
 static size_t file_extent(const pyr_pool *pool) {
   return (FILE_PAGES * pool->page_bytes[PYR_PAGE_PLAIN] + ALIGN - 1) / ALIGN * ALIGN;

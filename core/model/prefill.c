@@ -186,7 +186,7 @@ static pyr_status prefill_run(pyr_prefill *p, int layer) {
     PYR_TRY(prefill_chunk(p, layer, at, pyr_min(PYR_CHUNK, p->alive - at)));
   }
   p->cache->computed += p->alive;
-  if (p->cache->tokens == 0) prefill_tell_needs(p, layer);   /* lower tiers learn by them (tiers.c) */
+  if (p->cache->tokens == 0) prefill_tell_needs(p, layer);   /* lower tiers learn by them */
   PYR_TRY(pyr_layer_plan_end(&p->plan, &survivors, &kept));
   if (!survivors) return PYR_OK;
 

@@ -41,7 +41,8 @@ void pyr_readings_layout(pyr_readings *r, int32_t kv_heads, pyr_arena *arena);
 /* Room for the digests of a layer's lanes, in all tiers, with `more` rows in the hot ones. */
 pyr_status pyr_readings_reserve(pyr_cache *cache, int layer, int64_t more);
 /* Tokens of sequences whose layer reads less than it holds get other lanes to attend to: calls
- * [count * each] are of one query each, and know their hot lanes. r->of says what of lower tiers. */
+ * [count * each] are of one query each, and know their hot lanes. r->of says what of lower ones.
+ */
 pyr_status pyr_readings_pick(pyr_readings *r, const pyr_forward *f, int layer,
                              pyr_cache *const *caches, int count, int each, pyr_attention *calls);
 

@@ -28,8 +28,8 @@
 
 typedef struct promotion {
   pyr_cache *cache;
-  const pyr_score *score;  /* NULL: of each layer whose trigger is about to fire, what it tracks, … */
-  int64_t rows;            /* … and `recall`; else of a lane, at most */
+  const pyr_score *score;  /* NULL: of each layer whose trigger is about to fire, what it tracks */
+  int64_t rows;            /* of a lane, at most; without a score, what the trigger recalls */
   float *work, *scores;    /* backend memory: of an evaluation; [longest] of all lower tiers of a
                               lane */
   int32_t *idx, *fault;    /* backend memory */
@@ -212,9 +212,8 @@ pyr_status pyr_recall_reserve(pyr_cache *cache, int layer) {
   return PYR_OK;
 }
 
-/* Where it is due, nothing is looked at but counts in most steps. For a moment a lane holds `recall`
- * rows more than its plan keeps: where the budget has no room for them none comes up, and the step
- * goes on. */
+/* In most steps nothing is looked at but counts. For a moment a lane holds `recall` rows more than
+ * its plan keeps: where the budget has no room for them none comes up, and the step goes on. */
 pyr_status pyr_cache_recall(pyr_cache *cache) {
   int64_t longest = 0;
   for (int layer = 0; layer < cache->layers && cache->below; layer++) {

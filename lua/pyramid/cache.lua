@@ -86,7 +86,8 @@ local Cache = core.cache_methods
 local cache_keys = { policy = "any", dtype = "string|table", budget = "integer|string",
   policy_seconds = "number", trace = "function", sessions = "string|table", tiers = "table",
   pressure = "string" }
-local tier_keys = { dtype = "string|table", file = "string", bytes = "integer|string", rows = "integer" }
+local tier_keys = { dtype = "string|table", file = "string", bytes = "integer|string",
+  rows = "integer" }
 local tier_names = { "hot", "warm", "cold" }
 
 -- What caches share with a store (pyramid.SessionUse), by cache.

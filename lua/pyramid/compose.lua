@@ -298,8 +298,8 @@ end
 ---@param p pyramid.PolicyLike
 ---@param to? "warm"|"cold"   "warm" if left out
 ---@param given? { recall?: integer }
----  recall: when the policy's trigger fires, which must track attention, so many rows of lower tiers
----  that were given most come up and are judged with the others (pyramid.Trigger)
+---  recall: when the policy's trigger fires, which must track attention, so many rows of lower
+---  tiers that were given most come up and are judged with the others (pyramid.Trigger)
 ---@return pyramid.Policy
 function compose.demote(p, to, given)
   local _ <close> = core.plain_locale()

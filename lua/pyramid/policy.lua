@@ -154,8 +154,8 @@ Policy.__name = "pyramid.policy"
 ---@field track? pyramid.Score
 ---  one attention, history or learned signal, which decode ranks by
 ---@field recall? integer
----  of a cache with tiers: attention, or a history, is tracked of rows in lower tiers, too, and when
----  the trigger fires so many of each head, those with the most, come up to be ranked with the
+---  of a cache with tiers: attention, or a history, is tracked of rows in lower tiers, too, and
+---  when the trigger fires so many of each head, those with the most, come up to be ranked with the
 ---  others. Not with `once`. A step attends to lower tiers twice then
 
 ---Passes that read the prompt once more, over its rows and without leaving any, to see what a

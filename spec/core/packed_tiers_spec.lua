@@ -77,7 +77,8 @@ local function name_of(tiers)
       local dtype = tier
       if type(tier) == "table" then dtype = tier.dtype or tier end
       if type(dtype) == "table" then dtype = ("%s/%s"):format(dtype.k, dtype.v) end
-      parts[#parts + 1] = name .. " " .. dtype .. (type(tier) == "table" and tier.file and "@" or "")
+      parts[#parts + 1] = ("%s %s%s"):format(name, dtype, type(tier) == "table" and tier.file
+        and "@" or "")
     end
   end
   return table.concat(parts, ", ")
@@ -376,7 +377,9 @@ describe("tiers of every dtype", function()
     end
     local function i8(x) return ("<i8"):pack(x) end
     assert.equal(1, ("<i8"):unpack(bytes, at + 1))
-    for _, count in ipairs { 0, 2, -1, math.maxinteger } do refused("tiers are not", at, i8(count)) end
+    for _, count in ipairs { 0, 2, -1, math.maxinteger } do
+      refused("tiers are not", at, i8(count))
+    end
     for _, count in ipairs { 1, -1, 1 << 40 } do
       refused("the rows recalled are out of range", at + 8, i8(count))
     end

@@ -42,7 +42,7 @@ local rank = {
   ["policy/score"] = 8, ["policy/policy"] = 9, ["policy/track"] = 9, ["policy/trace"] = 9,
   ["policy/observe"] = 10,
   ["cache/session"] = 11, ["policy/evict"] = 11, ["policy/evict_now"] = 12,
-  ["policy/promote"] = 12, ["model/forward"] = 7,
+  ["policy/promote"] = 11, ["model/forward"] = 7,
   ["model/reading"] = 11, ["model/probe"] = 13, ["model/prefill"] = 14, ["model/step"] = 12,
 }
 

@@ -71,9 +71,9 @@ local function read_lane(take, format, d, lower)
   return lane, kinds
 end
 
---- All rows of a saved cache without compacted layers or a note, lane by lane, in the order of their
---- positions; how many of the pages in each tier were packed; and whether a hot lane is `open`: ends
---- in a packed page that has room; and where in the file the tiers begin.
+--- All rows of a saved cache without compacted layers or a note, lane by lane, in the order of
+--- their positions; how many of the pages in each tier were packed; whether a hot lane is `open`:
+--- ends in a packed page that has room; and where in the file the tiers begin.
 function saved_rows.read(bytes)
   local version, layers, heads, d, dtype = string.unpack("<I4xxxxi4i4i4i4", bytes, 9)
   local take = reader(bytes)
