@@ -6,7 +6,8 @@
  *                          reads a line with it. complete(word, before) -> words that `word` could
  *                          become, `before` being what stands before it; nil: names of files
  *   terminal.remember(line)  what its keys for the past find from now on; the last LINES_MOST
- *   terminal.raw(on)       keys arrive as they are pressed, and are not shown
+ *   terminal.raw(on, brackets)   keys arrive as they are pressed, and are not shown; brackets: the
+ *                          script has asked for those around a paste, which end with it
  *   terminal.keys() -> bytes, as many as there are, once there are some
  *   terminal.private(path) -> true; or nil, message, code: makes a file, or takes one that is
  *                          there, so that no other user may read it
@@ -90,15 +91,52 @@ static void will_change(int brackets) {
   pyr_program_at_end(restore_terminal);
 }
 
+/* ---- signals of the terminal ----------------------------------------------------------------- */
+
+static volatile sig_atomic_t resized, resumed;
+
+static void on_change(int number) {
+  if (number == SIGWINCH) resized = 1;
+  else resumed = 1;
+  pyr_program_wake();
+}
+
+static struct sigaction window_before, go_on_before;
+
+/* Of a window that changed, and of a program that goes on after a stop, when the shell has had the
+ * terminal. */
+static void watch_terminal(void) {
+  struct sigaction action = { .sa_handler = on_change };
+  sigemptyset(&action.sa_mask);
+  resized = resumed = 0;
+  sigaction(SIGWINCH, &action, &window_before);
+  sigaction(SIGCONT, &action, &go_on_before);
+}
+
+static void leave_terminal(void) {
+  sigaction(SIGWINCH, &window_before, NULL);
+  sigaction(SIGCONT, &go_on_before, NULL);
+}
+
+/* ---- keys ------------------------------------------------------------------------------------ */
+
+static struct termios raw;
+static int is_raw;
+
 /* The line discipline would cut lines at 4,095 bytes; signals and what the terminal does with
  * output stay. */
 static int terminal_raw(lua_State *L) {
-  if (!lua_toboolean(L, 1)) {
+  int on = lua_toboolean(L, 1);
+  if (on == is_raw) return 0;
+  is_raw = on;
+  if (!on) {
     restore_terminal();
+    leave_terminal();
     return 0;
   }
-  will_change(0);
-  struct termios raw = saved;
+  watch_terminal();
+  will_change(lua_toboolean(L, 2));
+  raw = saved;
   raw.c_lflag &= ~(tcflag_t)(ICANON | ECHO | IEXTEN);
   raw.c_iflag &= ~(tcflag_t)(ICRNL | INLCR | IXON);
   raw.c_cc[VMIN] = 1;
@@ -108,14 +146,6 @@ static int terminal_raw(lua_State *L) {
 }
 
 /* ---- waiting --------------------------------------------------------------------------------- */
-
-static volatile sig_atomic_t resized, resumed;
-
-static void on_change(int number) {
-  if (number == SIGWINCH) resized = 1;
-  else resumed = 1;
-  pyr_program_wake();
-}
 
 /* Waits for a key: NULL; or why there is none. */
 static const char *wait_for_key(void) {
@@ -136,7 +166,11 @@ static int terminal_keys(lua_State *L) {
   const char *why;
   ssize_t count = 0;
   do {
-    while ((why = wait_for_key()) != NULL && strcmp(why, "again") == 0) {}
+    while ((why = wait_for_key()) != NULL && strcmp(why, "again") == 0) {
+      if (!resumed) continue;
+      resumed = 0;
+      if (is_raw && changed) tcsetattr(STDIN_FILENO, TCSADRAIN, &raw);
+    }
     if (why == NULL) count = read(STDIN_FILENO, keys, sizeof keys);
   } while (why == NULL && count < 0 && (errno == EINTR || errno == EAGAIN));
   if (why == NULL && count > 0) {
@@ -356,10 +390,7 @@ static int terminal_edit(lua_State *L) {
   if (editing.L) return luaL_error(L, "a line is being edited already");
   lua_settop(L, 2);
   luaL_Buffer buffer;
-  struct sigaction action = { .sa_handler = on_change }, window, go_on;
-  sigemptyset(&action.sa_mask);
-  sigaction(SIGWINCH, &action, &window);
-  sigaction(SIGCONT, &action, &go_on);
+  watch_terminal();
   locale_t before = enter_utf8();
   editing.L = L;
   int filled = 0;
@@ -368,8 +399,7 @@ static int terminal_edit(lua_State *L) {
   changed = 0;
   editing.L = NULL;
   uselocale(before);
-  sigaction(SIGWINCH, &window, NULL);
-  sigaction(SIGCONT, &go_on, NULL);
+  leave_terminal();
   if (why) {
     luaL_pushfail(L);
     lua_pushstring(L, why);

@@ -181,7 +181,8 @@ describe("pyramid chat at a terminal", function()
       t:type(table.concat(keys))
       t:look(0.01)
     end
-    t:type "\27[201~\21\r\21/set seed=12345\r/set\r"
+    -- twice: the first may follow a key that takes the next as it is
+    t:type "\27[201~\r\27[201~\r/set seed=12345\r/set\r"
     t:expect "seed = 12345"
     t:expect(ASK)
     leave(t)

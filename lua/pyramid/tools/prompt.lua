@@ -137,7 +137,7 @@ local function read_keys(self, asking)
     end
     return true
   end
-  terminal.raw(true)
+  terminal.raw(true, brackets)
   local _ <close> = setmetatable({}, { __close = function()
     if brackets then show "\27[?2004l" end
     terminal.raw(false)
