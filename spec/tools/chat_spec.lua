@@ -153,7 +153,11 @@ describe("pyramid chat at a terminal", function()
         t:type "\r"
         t:expect "\n"
         t:expect(ASK)
-        t:type "日本\127x\r"                          -- a character is rubbed out whole
+        for _, byte in ipairs { "\xE6", "\x97", "\xA5", "\xE6\x9C", "\xAC" } do
+          t:type(byte)                                 -- 日本, byte by byte
+          t:look(0.05)
+        end
+        t:type "\127x\r"                             -- a character is rubbed out whole
         t:expect "\n"
         t:expect(ASK)
         say(t, "/save " .. path)
@@ -339,6 +343,33 @@ describe("pyramid chat at a terminal", function()
     assert.matches("%w", say(t, "Once"))
     assert.matches("1 turn, ", say(t, "/stats"))
     leave(t)
+  end)
+
+  it("gives a message up at Ctrl-C where a policy does not return", function()
+    local path = folder .. "/slow.lua"
+    helper.write(path, [[
+return require "pyramid.policy" { name = "slow", prefill = function() while true do end end }]])
+    local t <close> = begin("-t 0 -n 4 --template none --policy-seconds 0 --policy-file " .. path)
+    t:type "Once\r"
+    t:expect "Once\r\n"
+    for _ = 1, 3 do t:look(0.1) end
+    t:type "\3"
+    t:expect "not read"
+    t:expect(ASK)
+    say(t, "/policy full")
+    assert.matches("%w", say(t, "Once"))
+    leave(t)
+  end)
+
+  it("is not alone: generate sends no control characters either, and ends at Ctrl-C", function()
+    local hostile = folder .. "/hostile.gbnf"
+    helper.write(hostile, [[root ::= "hi \x1b[31m" [^x]*]] .. "\n")
+    local t <close> = typist.start(("env TERM=xterm NO_COLOR=1 %s generate -n -1 --grammar %s x")
+      :format(shell.quote(shell.program), hostile))
+    t:expect "hi %^%[%[31m"
+    t:type "\3"
+    assert.equal(130, t:finish())
+    assert.not_matches("\27%[31m", t.shown)
   end)
 
   it("leaves the terminal as it was, and keeps --resume's conversation, when it is told to end",

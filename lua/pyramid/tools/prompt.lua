@@ -102,8 +102,8 @@ local function next_key(self)
         goto again
       end
       -- an escape sequence or a character whose rest has not come yet is waited for
-      local partial = #keys < #PASTE_BEGINS and PASTE_BEGINS:sub(1, #keys) == keys and #keys > 1
-      if not partial then
+      local partial = #keys < #PASTE_BEGINS and PASTE_BEGINS:sub(1, #keys) == keys
+      if not partial and screen.begun(keys) < #keys then
         if keys:find "^\27[\r\n]" then                       -- Alt-Enter
           self.keys = keys:sub(3)
           return "\n", true

@@ -141,8 +141,10 @@ local function take(self, character, code)
   self.word, self.wide = self.word .. character, self.wide + columns
 end
 
--- How many bytes at the end of a text are the beginning of a character.
-local function begun(text)
+---How many bytes at the end of a text are the beginning of a character.
+---@param text string
+---@return integer
+function screen.begun(text)
   local lead = text:match "[\xC2-\xF4][\x80-\xBF]*$"
   if not lead then return 0 end
   local first = lead:byte()
@@ -158,7 +160,7 @@ function Writer:push(piece)
   else
     self.width = math.max(columns, 4)
     local text = self.rest .. piece
-    self.rest = text:sub(#text - begun(text) + 1)
+    self.rest = text:sub(#text - screen.begun(text) + 1)
     each_character(text:sub(1, #text - #self.rest):gsub("\r\n", "\n"),
       function(...) take(self, ...) end)
   end
