@@ -6,6 +6,7 @@ local shell = require "support.shell"
 local terminal = require "pyramid.terminal"
 local typist = require "support.typist"
 
+local it = helper.cpu_only("what is typed and shown, whatever computes", it)
 local tiny = "models/tiny"
 local ASK = "> $"                  -- the prompt, and nothing behind it
 
