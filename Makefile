@@ -32,6 +32,7 @@
 #   make bench-cuda [MODELS=…] random Llamas of 7, 13 and 8 billion weights on the GPU, beside
 #                              transformers where PYTHON has it: build/device/bench-*.json and .md
 #                              (QUICK=1 DEVICE=emulated: a tiny model, no GPU)
+#   make host-cost             what a decode step costs the host of a GPU, with kernels that are not run
 #   make bundle                build/bundle and build/bundle.tar.gz: all that a machine with nothing
 #                              but a C library needs to run specs, benches and
 #                              kernels/proofs/prove.sh; with libpyramid_cuda.so if `make cuda` has
@@ -93,7 +94,7 @@ OWN     := $(STREAM_C:%.c=$(B)/obj/%.o)
 TEXT    := lua/pyramid policies scripts
 
 .PHONY: build library cuda cuda-check deps deps-hosts deps-test serve-deps deps-clients models demo test test-cuda \
-  bench-cuda bundle bench check check-style check-layers check-memory check-stress install \
+  bench-cuda host-cost bundle bench check check-style check-layers check-memory check-stress install \
   uninstall print-static install-module clean FORCE fuzz fuzz-native check-threads \
   check-threads-built rock ci nightly check-warnings
 build: library $(B)/libpyramid_emulated.so $(B)/pyramid_specs.so
@@ -299,6 +300,11 @@ bench-cuda: deps
 	+@$(AGAIN) build $(if $(filter cuda,$(DEVICE)),cuda)
 	@for model in $(if $(QUICK),quick,$(MODELS)); do \
 	  PYRAMID_DEVICE=$(DEVICE) PYRAMID_BUILD=$(B) PYTHON=$(PYTHON) sh kernels/proofs/prove.sh $(RECORDS) bench-$$model || exit 1; done
+# Of the 40 x 40 lanes of a Llama of 13 billion weights, and of the 32 x 8 of one of 8.
+host-cost: build
+	@for what in "--sequences=1" "--sequences=32" "--sequences=88" \
+	  "--layers=32 --lanes=8 --group=4 --sequences=32" "--sequences=32 --policy=pyramidinfer"; do \
+	  PYR_EMULATE_SKIP=1 $(B)/pyramid kernels/proofs/host_cost.lua $$what || exit 1; done
 bench: build
 	@$(B)/pyramid bench $(BENCH)
 

@@ -280,6 +280,9 @@ size_t cuda_attention_scratch(const pyr_work *work) {
 /* Bytes of descriptions: of each sequence a call, and of each of its lanes a view and, where the
  * page table is the host's, as many addresses as it has pages. */
 size_t cuda_attention_table(const pyr_work *work) {
+  if (work->resident)                        /* of `attention` and of `store`, calls alone */
+    return static_cast<size_t>(work->sequences) * (sizeof(attend_call) + sizeof(pyr_append))
+        + 4 * 16;
   /* `gather` describes what lanes are to be beside what they are */
   size_t lane = 2 * (sizeof(pyr_lane_view) + static_cast<size_t>(ceil_div(work->rows,
       PYR_PAGE_ROWS)) * sizeof(void *) + 32);
@@ -288,8 +291,9 @@ size_t cuda_attention_table(const pyr_work *work) {
 }
 
 /* What the calls of one launch have together: how many they are, the longest lane, the most
- * queries. */
-struct batch { int count; int64_t rows, queries; bool tracked, bent; };
+ * queries; and how many calls' lanes are not
+ * resident. */
+struct batch { int count, described; int64_t rows, queries; bool tracked, bent; };
 
 /* The calls of a launch, by their number of queries, for each has its own way: one (steps), or
  * many. */
@@ -297,14 +301,16 @@ struct numbers { int64_t least, most; };
 static bool takes(const pyr_attention &a, numbers n) { return a.n >= n.least && a.n <= n.most; }
 
 static batch batch_of(const pyr_attention *a, int count, int32_t kv_heads, numbers n) {
-  batch b = { 0, 1, 0, false, false };
+  batch b = { 0, 0, 1, 0, false, false };
   for (int i = 0; i < count; i++) {
     if (!takes(a[i], n)) continue;
     b.count++;
     b.queries = a[i].n > b.queries ? a[i].n : b.queries;
     b.tracked = b.tracked || (n.most == 1 && a[i].track);
     b.bent = b.bent || a[i].cap > 0 || a[i].slopes;
-    for (int32_t g = 0; g < kv_heads; g++)
+    if (a[i].resident) b.rows = a[i].longest > b.rows ? a[i].longest : b.rows;
+    b.described += a[i].resident == nullptr;
+    for (int32_t g = 0; g < kv_heads && !a[i].resident; g++)
       b.rows = a[i].lanes[g].rows > b.rows ? a[i].lanes[g].rows : b.rows;
   }
   return b;
@@ -317,20 +323,23 @@ static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int
   pyr_lane_view *device_lanes;
   cuda_table_begin(be);
   attend_call *calls = cuda_room(be, b.count, &device_calls);
-  pyr_lane_view *lanes = cuda_room(be, static_cast<int64_t>(b.count) * kv_heads, &device_lanes);
+  pyr_lane_view *lanes = cuda_room(be, static_cast<int64_t>(b.described) * kv_heads, &device_lanes);
   if (calls == nullptr || lanes == nullptr) return nullptr;
   for (int i = 0; i < count; i++) {
     if (!takes(a[i], n)) continue;
     /* The descriptions point at each other by the device's addresses, and are filled in by the
      * host's: both run along the same table, one call and its kv_heads lanes at a time. */
-    *calls = attend_call{ a[i].out, a[i].lse, a[i].q, a[i].q_pos, device_lanes, a[i].n,
+    const pyr_lane_view *there = a[i].resident;
+    *calls = attend_call{ a[i].out, a[i].lse, a[i].q, a[i].q_pos, there ? there : device_lanes,
+                          a[i].n,
                           a[i].window, n.most == 1 && a[i].track,
                           {}, a[i].cap, a[i].slopes, a[i].sinks };
     if (calls->tracked) calls->track = *a[i].track;
+    calls++;
+    if (there) continue;
     for (int32_t g = 0; g < kv_heads; g++)
       if (!cuda_put_lane(be, lanes++, &a[i].lanes[g], 0, a[i].lanes[g].rows)) return nullptr;
     device_lanes += kv_heads;
-    calls++;
   }
   return device_calls;
 }

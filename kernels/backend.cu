@@ -23,7 +23,9 @@ static pyr_status cuda_reserve(pyr_backend *be, const pyr_work *work) {
                     cuda_linear_few_scratch(work), cuda_pick_scratch(work),
                     cuda_experts_scratch(work),
                     cuda_of(be)->rounded ? cuda_linear_scratch(work) : 0 };
-  size_t tables[] = { cuda_attention_table(work), cuda_pick_table(work) };
+  pyr_work described = *work;
+  described.resident = 0;                              /* plans that are due move lanes by views */
+  size_t tables[] = { cuda_attention_table(&described), cuda_pick_table(work) };
   size_t scratch = 0, table = 0;
   for (size_t bytes : need) scratch = bytes > scratch ? bytes : scratch;
   for (size_t bytes : tables) table = bytes > table ? bytes : table;

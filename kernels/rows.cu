@@ -12,6 +12,8 @@
  * Bytes bound all of these kernels. */
 #include "convert.cuh"
 
+#include <cstring>
+
 static constexpr int WARPS = 8;
 
 static unsigned blocks_of(int64_t rows) { return static_cast<unsigned>(ceil_div(rows, WARPS)); }
@@ -25,7 +27,8 @@ static __device__ __forceinline__ int64_t row_of_grid() {
  * sequences, calls [count]. Grid: rows of the longest call, eight to a block; calls. k and v are
  * [n][kv_heads][d], so that row `from` of them is of token from / kv_heads, lane from % kv_heads:
  * with 3 lanes row 7 is token 2's in lane 1. Rows are written behind those that the lane has; the
- * caller counts them in afterwards. */
+ * caller counts them in afterwards, but where lanes are resident: then a warp has a lane alone, and
+ * counts its row. */
 static __global__ void store_kernel(const pyr_append *calls, row_format f, int32_t kv_heads) {
   const pyr_append a = calls[blockIdx.y];
   int64_t from = row_of_grid(), i = from / kv_heads;
@@ -33,9 +36,11 @@ static __global__ void store_kernel(const pyr_append *calls, row_format f, int32
   const pyr_lane_view lane = a.lanes[from % kv_heads];
   write_row(row_at(lane, f.bytes, lane.rows + i, 0), f.dtype, a.k + from * f.d, f.d);
   write_row(row_at(lane, f.bytes, lane.rows + i, 1), f.dtype, a.v + from * f.d, f.d);
+  __syncwarp();                                        /* all have read the view */
   if (lane_of_warp() != 0) return;
   lane.positions[lane.rows + i] = a.positions[i];
   if (a.learned) lane.history[lane.rows + i] = a.learned[from];
+  if (a.resident) a.resident[from].rows = lane.rows + 1;
 }
 
 /* Page tables of lanes cover only the rows that are written. */
@@ -43,14 +48,21 @@ static pyr_status cuda_store(pyr_backend *be, const pyr_append *a, int count, py
                              int32_t kv_heads) {
   pyr_append *calls, *device_calls;
   pyr_lane_view *lanes, *device_lanes;
-  int64_t most = 0;
+  int64_t most = 0, described = 0;
+  for (int i = 0; i < count; i++) described += a[i].resident == nullptr;
   cuda_table_begin(be);
   calls = cuda_room(be, count, &device_calls);
-  lanes = cuda_room(be, static_cast<int64_t>(count) * kv_heads, &device_lanes);
+  lanes = cuda_room(be, described * kv_heads, &device_lanes);
   bool fits = calls != nullptr && lanes != nullptr;
   for (int i = 0; i < count && fits; i++) {
     calls[i] = a[i];
-    calls[i].lanes = device_lanes + static_cast<int64_t>(i) * kv_heads;
+    if (a[i].resident) {
+      calls[i].lanes = a[i].resident;
+      most = a[i].n > most ? a[i].n : most;
+      continue;
+    }
+    calls[i].lanes = device_lanes;
+    device_lanes += kv_heads;
     most = a[i].n > most ? a[i].n : most;
     for (int32_t g = 0; g < kv_heads && fits; g++, lanes++)
       fits = cuda_put_lane(be, lanes, &a[i].lanes[g], a[i].lanes[g].rows,
@@ -98,6 +110,31 @@ static pyr_status cuda_list_pages(pyr_backend *be, const pyr_page_list *lists, i
     status = cuda_launched(be, "list_pages");
     if (status != PYR_OK) return status;
     left -= some;
+  }
+  return PYR_OK;
+}
+
+static __global__ void list_lanes_kernel(const pyr_lane_entry *entries, int64_t count) {
+  int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < count) *entries[i].to = entries[i].view;
+}
+
+/* As many at a time as one table has room for. */
+static pyr_status cuda_list_lanes(pyr_backend *be, const pyr_lane_entry *entries, int64_t count) {
+  const int64_t most = static_cast<int64_t>(cuda_of(be)->tables[CALL_TABLE].bytes
+                                            / sizeof(pyr_lane_entry));
+  for (int64_t at = 0, some; at < count; at += some) {
+    pyr_lane_entry *device, *list;
+    some = count - at < most ? count - at : most;
+    cuda_table_begin(be);
+    list = cuda_room(be, some, &device);
+    if (list) memcpy(list, entries + at, static_cast<size_t>(some) * sizeof *list);
+    pyr_status status = cuda_table_send(be, "list_lanes", list != nullptr);
+    if (status != PYR_OK) return status;
+    PYR_LAUNCH(list_lanes_kernel, static_cast<unsigned>(ceil_div(some, 128)), 128, 0, cuda_of(be),
+               device, some);
+    status = cuda_launched(be, "list_lanes");
+    if (status != PYR_OK) return status;
   }
   return PYR_OK;
 }
@@ -299,6 +336,7 @@ static pyr_status cuda_read_rows(pyr_backend *be, float *out, const pyr_lane_vie
 void cuda_rows_fill(pyr_backend *be) {
   be->store = cuda_store;
   be->list_pages = cuda_list_pages;
+  be->list_lanes = cuda_list_lanes;
   be->gather = cuda_gather;
   be->rotate = cuda_rotate;
   be->row_norms = cuda_row_norms;

@@ -106,6 +106,10 @@ struct pyr_backend {
   /* table[begin, end) = pages[begin, end) for each list. NULL: the backend reads the host's tables.
    */
   pyr_status (*list_pages)(pyr_backend *be, const pyr_page_list *lists /* host */, int count);
+  /* *to = view for each of `count` entries. With resident lanes a step that takes no page touches
+   * no description of a lane. NULL: there are none. */
+  pyr_status (*list_lanes)(pyr_backend *be, const pyr_lane_entry *entries /* host */,
+                           int64_t count);
   /* for each of `count` lanes, rows idx[0..k) of src move to rows 0..k of dst (pages, positions and
    * history); dst may be src; the pages of dst are writable. dst, src: host [count]; idx [k]
    * ascending. */

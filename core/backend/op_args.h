@@ -53,6 +53,9 @@ typedef struct pyr_lane_view {   /* the rows of one lane, for reading or for in-
   const struct pyr_frame *frame; /* of the packed pages (base/rowbits.h); else NULL */
 } pyr_lane_view;
 
+/* A lane's view, whose `pages` are its table, and where it goes in backend memory. */
+typedef struct pyr_lane_entry { pyr_lane_view *to; pyr_lane_view view; } pyr_lane_entry;
+
 /* pages: host */
 typedef struct pyr_page_list { void **table; void *const *pages; int64_t begin,
                                end; } pyr_page_list;
@@ -68,6 +71,8 @@ typedef struct pyr_work {        /* upper bounds that `reserve` prepares for */
   int64_t experts, experts_used; /* of a layer, and of a token; 0: none */
   int64_t expert_ff;
   int32_t masses;                /* of any attention (see pyr_masses) */
+  int32_t resident;              /* 1: between step_begin and step_end every call of `store` and
+                                    `attention` is of resident lanes */
 } pyr_work;
 
 /* Each row by itself: x / sqrt(mean x^2 + eps) * weight, or, of kind PYR_NORM_LAYER, with m the
@@ -119,6 +124,10 @@ typedef struct pyr_attention {   /* causal attention of n queries of one sequenc
                                     (window == 0 or q_pos[i] - positions[j] < window);
                                     a query sees itself at least */
   const pyr_lane_view *lanes;  /* host [kv_heads]; query head h reads lane h / (heads / kv_heads) */
+  const pyr_lane_view *resident; /* [kv_heads] the same in backend memory, where `list_lanes` put
+                                    them, of at most `longest` rows; NULL: only `lanes` are there.
+                                    `lanes` are not looked at then */
+  int64_t longest;
   int64_t n;
   int32_t window;
   const pyr_track *track;  /* host; NULL: none. Only with n == 1 and lanes that have a history */
@@ -143,6 +152,9 @@ typedef struct pyr_attention {   /* causal attention of n queries of one sequenc
 
 typedef struct pyr_append {      /* the next n rows of a sequence's kv_heads lanes */
   const pyr_lane_view *lanes;    /* host [kv_heads]; rows [rows, rows + n) are there and writable */
+  pyr_lane_view *resident;       /* [kv_heads] the same in backend memory, where `list_lanes` put
+                                    them: rows are counted there; then n is 1, and `lanes` are not
+                                    looked at. Or NULL */
   const float *k, *v;            /* [n, kv_heads, head_dim] */
   const int32_t *positions;      /* [n] */
   const float *learned;          /* [n, kv_heads] what the rows' history becomes; NULL: it stays */

@@ -29,15 +29,16 @@ typedef struct pyr_device_host {
   PYR_MIX(PYR_MIX(PYR_MIX(PYR_MIX(hash, sizeof(a)), sizeof(b)), sizeof(c)), sizeof(d))
 enum {
   PYR_DEVICE_VERSION = (int)(
-    PYR_MIX(PYR_MIX(PYR_MIX(PYR_MIX(PYR_MIX(PYR_MIX4(PYR_MIX4(PYR_MIX4(PYR_MIX4(PYR_MIX4(PYR_MIX4(
-      PYR_MIX(5381u, PYR_DTYPES),
+    PYR_MIX(PYR_MIX(PYR_MIX(PYR_MIX(PYR_MIX(PYR_MIX(PYR_MIX4(PYR_MIX4(PYR_MIX4(PYR_MIX4(PYR_MIX4(
+      PYR_MIX4(PYR_MIX(5381u, PYR_DTYPES),
       pyr_backend, pyr_device_host, pyr_lane_view, pyr_page_list),
       pyr_layout, pyr_work, pyr_weighting, pyr_track),
       pyr_attention, pyr_append, pyr_range, pyr_mass),
       pyr_segment, pyr_choice, pyr_moments, pyr_change),
       pyr_pick, pyr_facts, pyr_step_counts, pyr_way_counts),
       pyr_norm, pyr_route, pyr_expert, pyr_experts), sizeof(pyr_masses)), sizeof(pyr_mlp)),
-      sizeof(pyr_along)), sizeof(pyr_digests_of)), sizeof(pyr_reading)) & 0x7fffffffu)
+      sizeof(pyr_along)), sizeof(pyr_digests_of)), sizeof(pyr_reading)),
+      sizeof(pyr_lane_entry)) & 0x7fffffffu)
 };
 
 /* Fills *be. PYR_DEVICE with a message if there is no such device, or it fails. `isa`: NULL, or

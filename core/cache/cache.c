@@ -29,15 +29,16 @@ pyr_lane_view pyr_lane_get_view(const pyr_lane *lane) {
 /* ---- the page table -------------------------------------------------------------------------- */
 
 /* Room for `count` pages in the table (host arrays, and the backend's); grows by half, so that
- * appending is linear. Capacities are 4, 10, 19, 32, 52, …: a lane of 10,000 rows, 313 pages,
- * has moved its table ten times or so. What is new is complete before the old one goes, so a
- * failure changes nothing. */
+ * appending is linear, and begins with a quarter more than a prompt takes, so that the first pages
+ * behind it do not move the tables of all lanes at once. Capacities are 4, 10, 19, 32, 52, …: a
+ * lane of 10,000 rows, 313 pages, has moved its table ten times or so. What is new is complete
+ * before the old one goes, so a failure changes nothing. */
 static pyr_status table_grow(pyr_cache *cache, pyr_lane *lane, int64_t count) {
   if (count <= lane->page_cap) return PYR_OK;
   pyr_runtime *rt = cache->pool->rt;
   pyr_backend *be = cache->pool->be;
   int64_t cap = lane->page_cap + lane->page_cap / 2 + 4;
-  if (cap < count) cap = count;
+  if (cap < count) cap = count + count / 4;
   size_t old = (size_t)lane->page_cap * sizeof(void *), size = (size_t)cap * sizeof(void *);
   pyr_page **pages = pyr_alloc(rt, size);
   void **data = pyr_alloc(rt, size);
@@ -100,9 +101,10 @@ pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count) {
 /* ---- what lies beside the rows --------------------------------------------------------------- */
 
 /* How many rows to make room for where `cap` are wanted. Sanitizers see the end of an allocation:
- * there it is the last row's. A lane that grows by pages of 32 rows moves at 32, 64, 96, 144,
- * 216, 324 … rows. Shrinking, it moves when less than half is wanted: so a lane that lost a few
- * rows and gets them again stays put.
+ * there it is the last row's. What a prompt brings has a quarter more, as tables have, or two
+ * pages. A lane that grows by pages of 32 rows from one on moves at 96, 144, 216, 324 … rows.
+ * Shrinking, it moves when less than half is wanted: so a lane that lost a few rows and gets them
+ * again stays put.
  *
  *     room 144   cap 128  stays 144        room 144   cap 160  becomes 216
  *     room 144   cap  64  becomes 64       room 144   cap 256  becomes 256 */
@@ -110,7 +112,8 @@ static int64_t room_for(const pyr_lane *lane, int64_t cap) {
 #if defined(__SANITIZE_ADDRESS__)
   return (void)lane, cap;
 #else
-  int64_t more = lane->row_room + lane->row_room / 2;
+  int64_t more = lane->row_room > 0 ? lane->row_room + lane->row_room / 2
+      : cap + pyr_max(cap / 4, 2 * PYR_PAGE_ROWS);
   if (cap <= lane->row_room) return cap < lane->row_room / 2 ? cap : lane->row_room;
   return cap > more ? cap : more;
 #endif
@@ -617,11 +620,12 @@ pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *pol
   cache->heads = model->config.kv_heads;
   cache->pool = pyr_pool_retain(pool);
   size_t lanes = (size_t)cache->layers * (size_t)cache->heads;
-  cache->lanes = pyr_alloc_zero(rt, lanes * sizeof *cache->lanes);
+  cache->lane_list = pyr_alloc_zero(rt, lanes * sizeof *cache->lane_list);
+  cache->strides = pyr_alloc_zero(rt, (size_t)cache->layers * sizeof *cache->strides);
   cache->states = pyr_alloc_zero(rt, (size_t)cache->layers * sizeof *cache->states);
-  if (!cache->lanes || !cache->states) {
+  if (!cache->lane_list || !cache->states || !cache->strides) {
     pyr_cache_free(cache);
-    return pyr_nomem(rt, lanes * sizeof *cache->lanes, "a cache's lanes");
+    return pyr_nomem(rt, lanes * sizeof *cache->lane_list, "a cache's lanes");
   }
   reset_states(cache);
   if (policy) {
@@ -639,9 +643,9 @@ pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *pol
 
 /* Legal on a cache that was only half made. */
 static void free_lanes(pyr_cache *cache) {
-  if (cache->lanes)
+  if (cache->lane_list && cache->strides)
     for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++)
-      pyr_lane_free(cache, &cache->lanes[i]);
+      pyr_lane_free(cache, &pyr_cache_lanes(cache)[i]);
 }
 
 void pyr_cache_rows_changed(pyr_cache *cache) {
@@ -664,10 +668,13 @@ void pyr_cache_free(pyr_cache *cache) {
   pyr_trial_free(cache);
   pyr_learned_free(cache->learned);
   free_lanes(cache);
-  if (cache->lanes)
-    pyr_release(rt, cache->lanes,
-                (size_t)cache->layers * (size_t)cache->heads * sizeof *cache->lanes);
+  pyr_strides_free(cache);
+  if (cache->lane_list)
+    pyr_release(rt, cache->lane_list,
+                (size_t)cache->layers * (size_t)cache->heads * sizeof *cache->lane_list);
   if (cache->states) pyr_release(rt, cache->states, (size_t)cache->layers * sizeof *cache->states);
+  if (cache->strides)
+    pyr_release(rt, cache->strides, (size_t)cache->layers * sizeof *cache->strides);
   pyr_release(rt, cache->note, cache->note_bytes);
   pyr_release(rt, cache, sizeof *cache);
   if (policy.release) policy.release(policy.ud);
@@ -718,7 +725,7 @@ pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out) {
   copy->evicted = cache->evicted;
   copy->learned = pyr_learned_retain(cache->learned);
   for (int64_t i = 0; i < pyr_cache_lane_count(cache) && status == PYR_OK; i++)
-    status = lane_share(copy, &copy->lanes[i], &cache->lanes[i]);
+    status = lane_share(copy, &pyr_cache_lanes(copy)[i], &pyr_cache_lanes(cache)[i]);
   if (cache->below && status == PYR_OK) {
     pyr_cache_free(copy->below);
     copy->below = NULL;
@@ -763,6 +770,7 @@ pyr_status pyr_cache_clear(pyr_cache *cache) {
   pyr_cache_rows_changed(cache);
   free_lanes(cache);
   reset_states(cache);
+  pyr_strides_forget(cache);
   cache->tokens = cache->prompt = cache->computed = cache->evicted = 0;
   return PYR_OK;
 }
@@ -783,17 +791,17 @@ int64_t pyr_cache_evicted(const pyr_cache *cache) {
 
 int64_t pyr_cache_rows(const pyr_cache *cache, int layer, int head) {
   if (layer < 0 || layer >= cache->layers || head < 0 || head >= cache->heads) return -1;
-  return pyr_cache_lane(cache, layer, head)->rows;
+  return pyr_cache_lane_rows(cache, (int64_t)layer * cache->heads + head);
 }
 
 /* Lanes differ in length where plans gave each its own share (share = "pool", mass, `keep` by
  * head). */
 int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer) {
-  int64_t rows = 0;
-  for (int head = 0; head < cache->heads; head++) {
-    int64_t held = pyr_cache_lane(cache, layer, head)->rows;
-    if (held > rows) rows = held;
-  }
+  const pyr_stride *stride = &cache->strides[layer];
+  int64_t rows = 0, first = (int64_t)layer * cache->heads;
+  if (stride->on) return stride->longest + stride->ahead;
+  for (int head = 0; head < cache->heads; head++)
+    rows = pyr_max(rows, cache->lane_list[first + head].rows);
   return rows;
 }
 
@@ -811,9 +819,9 @@ bool pyr_cache_lies_below(const pyr_cache *cache, int layer) {
 }
 
 bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer) {
+  int64_t first = (int64_t)layer * cache->heads;
   for (int head = 1; head < cache->heads; head++)
-    if (pyr_cache_lane(cache, layer, head)->rows != pyr_cache_lane(cache, layer, 0)->rows)
-      return false;
+    if (cache->lane_list[first + head].rows != cache->lane_list[first].rows) return false;
   return true;
 }
 
@@ -833,7 +841,7 @@ pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head, int3
 size_t pyr_cache_bytes(const pyr_cache *cache) {
   size_t bytes = cache->below ? pyr_cache_bytes(cache->below) : 0;
   for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++) {
-    const pyr_lane *lane = &cache->lanes[i];
+    const pyr_lane *lane = &cache->lane_list[i];
     bytes += bytes_of_pages(cache, lane, lane->page_count) + bytes_of_lane(lane)
         + pyr_digests_bytes(cache->pool, &lane->digests);
   }
@@ -845,8 +853,9 @@ size_t pyr_cache_bytes(const pyr_cache *cache) {
 size_t pyr_cache_layer_bytes(const pyr_cache *cache, int layer) {
   size_t bytes = cache->below ? pyr_cache_layer_bytes(cache->below, layer) : 0;
   for (int head = 0; head < cache->heads; head++) {
-    const pyr_lane *lane = pyr_cache_lane(cache, layer, head);
-    int64_t pages = pages_for(lane->rows);
+    int64_t i = (int64_t)layer * cache->heads + head;
+    const pyr_lane *lane = &cache->lane_list[i];
+    int64_t pages = pages_for(pyr_cache_lane_rows(cache, i));
     bytes += bytes_of_pages(cache, lane, pages);
     bytes += bytes_beside(pages * PYR_PAGE_ROWS, lane->history != NULL, lane->wide);
     bytes += pyr_digests_bytes(cache->pool, &lane->digests);
@@ -862,11 +871,11 @@ double pyr_cache_reading(const pyr_cache *cache) {
   int64_t held = 0, read = 0;
   for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++) {
     const pyr_read *how = &cache->states[i / cache->heads].read;
-    int64_t rows = cache->lanes[i].rows, wanted = pages_for(how->rows),
+    int64_t rows = pyr_cache_lane_rows(cache, i), wanted = pages_for(how->rows),
         settled = pyr_read_pages(&(pyr_read){ 0, how->first, how->last, how->by }, rows);
     for (const pyr_cache *at = cache->below; at; at = at->below) {
-      rows += at->lanes[i].rows;
-      settled += at->lanes[i].rows % PYR_PAGE_ROWS != 0;
+      rows += pyr_cache_lane_rows(at, i);
+      settled += pyr_cache_lane_rows(at, i) % PYR_PAGE_ROWS != 0;
     }
     held += rows;
     read += how->rows > 0 ? pyr_min(rows, pyr_max(wanted, settled) * PYR_PAGE_ROWS) : rows;
@@ -881,8 +890,8 @@ pyr_measure pyr_cache_measure(const pyr_cache *cache) {
   for (const pyr_cache *at = cache; at; at = at->below) {
     size_t bytes = 0, page = at->pool->place ? 0 : 1;
     for (int64_t i = 0; i < pyr_cache_lane_count(at); i++) {
-      const pyr_lane *lane = &at->lanes[i];
-      int64_t pages = pages_for(lane->rows);
+      const pyr_lane *lane = &at->lane_list[i];
+      int64_t pages = pages_for(pyr_cache_lane_rows(at, i));
       bytes += page * bytes_of_pages(at, lane, pages)
           + bytes_beside(pages * PYR_PAGE_ROWS, lane->history != NULL, lane->wide)
           + pyr_digests_bytes(at->pool, &lane->digests);
@@ -927,6 +936,6 @@ size_t pyr_cache_tier_bytes(const pyr_cache *cache, pyr_tier tier) {
 double pyr_cache_fraction(const pyr_cache *cache) {
   int64_t lanes = pyr_cache_lane_count(cache), rows = 0;
   for (const pyr_cache *at = cache; at; at = at->below)
-    for (int64_t i = 0; i < lanes; i++) rows += at->lanes[i].rows;
+    for (int64_t i = 0; i < lanes; i++) rows += pyr_cache_lane_rows(at, i);
   return cache->tokens ? (double)rows / ((double)lanes * (double)cache->tokens) : 1.0;
 }

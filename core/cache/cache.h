@@ -65,6 +65,15 @@ typedef struct pyr_layer_state {  /* what decode plans need to know of a layer *
   pyr_read read;           /* what steps read; rows 0: all */
 } pyr_layer_state;
 
+/* A layer whose lanes grow by a row a step, without being looked at (stride.c). */
+typedef struct pyr_stride {
+  bool on;
+  int32_t left;            /* so many more steps find room in every lane */
+  int32_t ahead;           /* rows that each lane holds behind those it counts */
+  int32_t mark;            /* `ahead` before the step that is running */
+  int64_t longest;         /* rows that the longest lane counts */
+} pyr_stride;
+
 /* What the rows of a cache take in memory, tier by tier, and what the pools hold: by the difference
  * of the first to what it is later, and the second, one knows what the pools will hold when undos
  * and snapshots of the call that is running are gone. */
@@ -74,8 +83,12 @@ struct pyr_cache {
   pyr_pool *pool;          /* retained; retains the model */
   pyr_policy policy;       /* retained through its own callback; all NULL: none */
   int32_t layers, heads;   /* lanes are [layers][heads] with heads = the model's kv_heads */
-  pyr_lane *lanes;
+  pyr_lane *lane_list;     /* by pyr_cache_lane and pyr_cache_lanes, whose rows are all counted */
   pyr_layer_state *states; /* [layers] */
+  pyr_stride *strides;     /* [layers] */
+  pyr_lane_view *resident; /* [layers][heads] backend memory: views of the lanes there, whose rows
+                              `store` counts; NULL: no stride has begun, or never does */
+  pyr_lane_view *shown;    /* [layers][heads] host: what of them is known; pages NULL: nothing */
   int64_t tokens;          /* seen */
   int64_t prompt;          /* tokens of the last prefill */
   int64_t computed;        /* token-layers */
@@ -100,8 +113,25 @@ static inline int64_t pyr_cache_lane_count(const pyr_cache *cache) {
   return (int64_t)cache->layers * cache->heads;
 }
 
+/* stride.c: the lanes of a layer count their rows, and the layer's stride is over. */
+void pyr_stride_end(const pyr_cache *cache, int layer);
+
+/* Whoever takes a lane may change it, which ends the stride of its layer. */
 static inline pyr_lane *pyr_cache_lane(const pyr_cache *cache, int layer, int head) {
-  return &cache->lanes[(int64_t)layer * cache->heads + head];
+  if (cache->strides[layer].on) pyr_stride_end(cache, layer);
+  return &cache->lane_list[(int64_t)layer * cache->heads + head];
+}
+
+/* All of them, [layers][heads]; likewise. */
+static inline pyr_lane *pyr_cache_lanes(const pyr_cache *cache) {
+  for (int layer = 0; layer < cache->layers; layer++)
+    if (cache->strides[layer].on) pyr_stride_end(cache, layer);
+  return cache->lane_list;
+}
+
+/* How many rows the i-th of them holds, which ends nothing. */
+static inline int64_t pyr_cache_lane_rows(const pyr_cache *cache, int64_t i) {
+  return cache->lane_list[i].rows + cache->strides[i / cache->heads].ahead;
 }
 
 /* What the last probe found out of a lane's rows, from the first on; there was one. */
@@ -216,6 +246,22 @@ void pyr_lane_free(pyr_cache *cache, pyr_lane *lane);
 
 /* Rows have changed: what a probe found out of them goes, and a trial of them ends. */
 void pyr_cache_rows_changed(pyr_cache *cache);
+
+/* resident.c: each layer that is in no stride begins one, whose lanes have room for a row, which is
+ * theirs alone; their views on the backend are right then. PYR_MEMORY; some have begun then. */
+pyr_status pyr_strides_begin(pyr_cache *cache);
+/* Views of a layer's lanes in backend memory; in a stride. */
+static inline pyr_lane_view *pyr_stride_views(const pyr_cache *cache, int layer) {
+  return cache->resident + (int64_t)layer * cache->heads;
+}
+/* A row has been stored in each of the layer's lanes. */
+static inline void pyr_stride_add_row(pyr_cache *cache, int layer) {
+  cache->strides[layer].ahead++;
+  cache->strides[layer].left--;
+}
+/* What the backend's views say is not known: a step failed. And they go. */
+void pyr_strides_forget(pyr_cache *cache);
+void pyr_strides_free(pyr_cache *cache);
 
 /* trial.c: a trial of n tokens begins: rows for them are reserved, and none is there yet. All or
  * nothing. */

@@ -323,7 +323,7 @@ static pyr_status save_tiers(pyr_stream *s, const pyr_cache *cache, char *buffer
     uint64_t what[2] = { at->pool->tier, (uint64_t)dtype_of(at->pool->layout) };
     PYR_TRY(put(s, what, sizeof what));
     for (int64_t i = 0; i < pyr_cache_lane_count(at); i++)
-      PYR_TRY(save_lane(s, at, &at->lanes[i], buffer, rows_buffer, &plain_state));
+      PYR_TRY(save_lane(s, at, &pyr_cache_lanes(at)[i], buffer, rows_buffer, &plain_state));
   }
   return PYR_OK;
 }
@@ -367,7 +367,7 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
     status = put(&s, numbers, sizeof numbers);
   }
   for (int64_t i = 0; i < pyr_cache_lane_count(cache) && status == PYR_OK; i++)
-    status = save_lane(&s, cache, &cache->lanes[i], buffer, rows_buffer,
+    status = save_lane(&s, cache, &pyr_cache_lanes(cache)[i], buffer, rows_buffer,
                        &cache->states[i / cache->heads]);
   if (status == PYR_OK) status = save_tiers(&s, cache, buffer, rows_buffer);
   if (status == PYR_OK) status = put(&s, &note_bytes, sizeof note_bytes);
@@ -551,7 +551,7 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, int64_t tokens, pyr
  * lanes behind each other. */
 static pyr_status check_apart(pyr_stream *s, const pyr_cache *one, const pyr_cache *other,
                               int64_t i, int32_t *lists) {
-  const pyr_lane *a = &one->lanes[i], *b = &other->lanes[i];
+  const pyr_lane *a = &pyr_cache_lanes(one)[i], *b = &pyr_cache_lanes(other)[i];
   pyr_backend *be = one->pool->be;
   int32_t *behind = lists + a->rows;
   if (a->rows == 0 || b->rows == 0) return PYR_OK;
@@ -602,7 +602,7 @@ static pyr_status load_tiers(pyr_stream *s, pyr_cache *cache, char *buffer, bool
       return bad(s, "tiers", "differ, by name or dtype, from those of the cache to load into");
     for (int64_t i = 0; i < pyr_cache_lane_count(at); i++) {
       pyr_layer_state state = { .read = cache->states[i / cache->heads].read };
-      PYR_TRY(load_lane(s, at, cache->tokens, &at->lanes[i], buffer, &state));
+      PYR_TRY(load_lane(s, at, cache->tokens, &pyr_cache_lanes(at)[i], buffer, &state));
     }
   }
   return check_tiers(s, cache);
@@ -711,7 +711,7 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
     status = load_state(&s, cache, layer, same);
   for (int64_t i = 0; i < pyr_cache_lane_count(cache) && status == PYR_OK; i++)
-    status = load_lane(&s, cache, cache->tokens, &cache->lanes[i], buffer,
+    status = load_lane(&s, cache, cache->tokens, &pyr_cache_lanes(cache)[i], buffer,
                        &cache->states[i / cache->heads]);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) {
     if (!cache->states[layer].compact) continue;

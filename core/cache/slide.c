@@ -28,9 +28,10 @@ void pyr_cache_slide_layer(pyr_cache *cache, int layer, int64_t next) {
   const int32_t *windows = cache->pool->model->config.window;
   int64_t window = windows ? windows[layer] : 0, most = 0;
   if (window <= 0 || next < window - 1 + PYR_SLIDE_ROWS) return;
+  bool any = pyr_cache_layer_rows(cache, layer) - (window - 1) >= PYR_SLIDE_ROWS;
   if (cache->below) pyr_cache_slide_layer(cache->below, layer, next);   /* its own last w - 1 stay
                                                                            */
-  for (int head = 0; head < cache->heads; head++) {
+  for (int head = 0; any && head < cache->heads; head++) {
     pyr_lane *lane = pyr_cache_lane(cache, layer, head);
     int64_t gone = pyr_max(lane->rows - (window - 1), 0) / PYR_SLIDE_ROWS * PYR_SLIDE_ROWS;
     if (gone == 0) continue;

@@ -57,7 +57,7 @@ pyr_status pyr_trial_begin(pyr_cache *cache, int64_t n) {
   for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++) {
     trial->at[i] = trial->each;
     if (pyr_trigger_sums(&cache->states[i / cache->heads].trigger))
-      trial->each += cache->lanes[i].rows + n;
+      trial->each += pyr_cache_lanes(cache)[i].rows + n;
   }
   PYR_TRY(take_values(cache, trial, (size_t)(n * trial->each) * sizeof *trial->values));
   trial->begin = cache->tokens;
@@ -75,9 +75,9 @@ pyr_status pyr_trial_remember(pyr_cache *cache, int layer, int64_t t) {
   pyr_backend *be = cache->pool->be;
   for (int head = 0; head < cache->heads; head++) {
     int64_t i = (int64_t)layer * cache->heads + head,
-        rows = cache->lanes[i].rows - cache->trial->tokens + t;
+        rows = pyr_cache_lanes(cache)[i].rows - cache->trial->tokens + t;
     if (rows > 0)
-      PYR_TRY(be->copy(be, copy_of(cache, i, t), cache->lanes[i].history,
+      PYR_TRY(be->copy(be, copy_of(cache, i, t), pyr_cache_lanes(cache)[i].history,
                        (size_t)rows * sizeof(float)));
   }
   return PYR_OK;
@@ -91,7 +91,7 @@ bool pyr_trial_covers(const pyr_cache *cache, int64_t n) {
 pyr_status pyr_trial_put_back(pyr_cache *cache, int64_t n) {
   pyr_backend *be = cache->pool->be;
   for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++) {
-    const pyr_lane *lane = &cache->lanes[i];
+    const pyr_lane *lane = &pyr_cache_lanes(cache)[i];
     if (!pyr_trigger_sums(&cache->states[i / cache->heads].trigger) || !lane->rows) continue;
     PYR_TRY(be->copy(be, lane->history, copy_of(cache, i, n - cache->trial->begin),
                      (size_t)lane->rows * sizeof(float)));

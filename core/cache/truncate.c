@@ -50,7 +50,7 @@ static pyr_status check_window(const pyr_cache *cache, int64_t lane, int64_t fir
  * Where a window looks, rows of all tiers count. */
 static pyr_status lane_keeps(const pyr_cache *cache, int64_t i, int64_t n, int32_t *positions,
                              int64_t *keep, int64_t *first) {
-  int64_t rows = cache->lanes[i].rows;
+  int64_t rows = pyr_cache_lanes(cache)[i].rows;
   *keep = 0;
   if (rows == 0) return PYR_OK;
   PYR_TRY(pyr_cache_positions(cache, (int)(i / cache->heads), (int)(i % cache->heads), positions));
@@ -109,7 +109,7 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
   int64_t *kept = keep;
   for (pyr_cache *at = cache; at && status == PYR_OK; at = at->below, kept += lanes)
     for (int64_t i = 0; i < lanes; i++) {
-      pyr_lane_truncate(at, &at->lanes[i], kept[i]);
+      pyr_lane_truncate(at, &pyr_cache_lanes(at)[i], kept[i]);
       held += kept[i];
     }
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)

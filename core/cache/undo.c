@@ -55,6 +55,7 @@ static size_t aside_bytes(const pyr_cache *cache, const pyr_undo_lane *u) {
 pyr_status pyr_undo_new(pyr_cache *cache, pyr_undo **out) {
   pyr_runtime *rt = cache->pool->rt;
   size_t states = (size_t)cache->layers * sizeof *cache->states;
+  pyr_lane *lanes = pyr_cache_lanes(cache);
   pyr_undo *undo = pyr_alloc_zero(rt, undo_bytes(cache));
   pyr_layer_state *copy = undo ? pyr_alloc(rt, states) : NULL;
   if (!copy) {
@@ -74,7 +75,7 @@ pyr_status pyr_undo_new(pyr_cache *cache, pyr_undo **out) {
   undo->tokens = cache->tokens, undo->prompt = cache->prompt, undo->computed = cache->computed,
       undo->evicted = cache->evicted;
   for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++)
-    undo->lanes[i].rows = cache->lanes[i].floor = cache->lanes[i].rows;
+    undo->lanes[i].rows = lanes[i].floor = lanes[i].rows;
   cache->undo = undo;
   cache->began = &undo->began;
   *out = undo;
@@ -100,7 +101,7 @@ pyr_status pyr_undo_layer(pyr_undo *undo, int layer) {
   pyr_status status = PYR_OK;
   for (int head = 0; head < cache->heads && status == PYR_OK; head++) {
     const pyr_lane *lane = pyr_cache_lane(cache, layer, head);
-    pyr_undo_lane *u = &undo->lanes[lane - cache->lanes];
+    pyr_undo_lane *u = &undo->lanes[lane - pyr_cache_lanes(cache)];
     u->wide = lane->wide, u->tracked = lane->history != NULL;
     if (u->rows > 0) status = copy_of(cache, lane->positions, u->rows, (void **)&u->positions);
     if (status == PYR_OK && u->rows > 0 && lane->history)
@@ -185,7 +186,7 @@ pyr_status pyr_undo_lanes(pyr_undo *undo, int layer, int head, int count, const 
   pyr_cache *cache = undo->cache;
   pyr_backend *be = cache->pool->be;
   pyr_lane *lanes = pyr_cache_lane(cache, layer, head);
-  pyr_undo_lane *u = &undo->lanes[lanes - cache->lanes];
+  pyr_undo_lane *u = &undo->lanes[lanes - pyr_cache_lanes(cache)];
   int64_t rows = lanes->rows, older = u->rows, lost = pyr_min(rows - kept, older);
   pyr_status status = PYR_OK;
   for (int i = 0; i < count; i++)
@@ -244,9 +245,10 @@ void pyr_undo_keep(pyr_undo *undo) {
   if (undo == NULL) return;
   pyr_cache *cache = undo->cache;
   for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++) {
-    bool held = cache->lanes[i].floor > cache->lanes[i].rows;
-    cache->lanes[i].floor = 0;
-    if (held) pyr_lane_trim(cache, &cache->lanes[i]);
+    pyr_lane *lane = &pyr_cache_lanes(cache)[i];
+    bool held = lane->floor > lane->rows;
+    lane->floor = 0;
+    if (held) pyr_lane_trim(cache, lane);
   }
   undo_free(undo);
 }
@@ -319,7 +321,7 @@ void pyr_undo_restore(pyr_undo *undo) {
   if (undo->below) pyr_cache_restore(cache->below, undo->below);
   undo->below = NULL;
   for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++)
-    lane_back(cache, &cache->lanes[i], &undo->lanes[i]);
+    lane_back(cache, &pyr_cache_lanes(cache)[i], &undo->lanes[i]);
   memcpy(cache->states, undo->states, (size_t)cache->layers * sizeof *cache->states);
   cache->tokens = undo->tokens, cache->prompt = undo->prompt, cache->computed = undo->computed,
       cache->evicted = undo->evicted;

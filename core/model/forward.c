@@ -453,13 +453,20 @@ pyr_status pyr_forward_check_room(const pyr_cache *cache, int64_t n) {
   return PYR_OK;
 }
 
-/* Remembers how many rows each lane holds, and drops those that came since. */
+/* Remembers how many rows each lane holds, and drops those that came since. A layer that is in a
+ * stride remembers it for all its lanes, which learn of it when they are looked at (stride.c). */
 void pyr_forward_mark(pyr_cache *cache) {
-  for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++)
-    cache->lanes[i].mark = cache->lanes[i].rows;
+  for (int layer = 0; layer < cache->layers; layer++) {
+    pyr_lane *lanes = &cache->lane_list[(int64_t)layer * cache->heads];
+    pyr_stride *stride = &cache->strides[layer];
+    if (stride->on) stride->mark = stride->ahead;
+    for (int head = 0; head < cache->heads && !stride->on; head++)
+      lanes[head].mark = lanes[head].rows;
+  }
 }
 
 void pyr_forward_drop(pyr_cache *cache) {
+  pyr_lane *lanes = pyr_cache_lanes(cache);
   for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++)
-    pyr_lane_truncate(cache, &cache->lanes[i], cache->lanes[i].mark);
+    pyr_lane_truncate(cache, &lanes[i], lanes[i].mark);
 }

@@ -325,7 +325,7 @@ static pyr_status begin_numbers(pyr_cache *cache, pyr_probed **before) {
   int64_t *rows = pyr_alloc(rt, bytes);
   pyr_probed *fresh = NULL;
   if (!rows) return pyr_nomem(rt, bytes, "a probe");
-  for (int64_t i = 0; i < lanes; i++) rows[i] = cache->lanes[i].rows;
+  for (int64_t i = 0; i < lanes; i++) rows[i] = pyr_cache_lanes(cache)[i].rows;
   pyr_status status = pyr_probed_new(cache->pool, rows, lanes, &fresh);
   pyr_release(rt, rows, bytes);
   if (status != PYR_OK) return status;

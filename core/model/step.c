@@ -35,6 +35,7 @@ typedef struct pyr_decode {
   int tokens;                      /* count * each */
   bool trial;                      /* they may be taken back: one sequence */
   int64_t longest;                 /* the most rows of any lane, with the step's */
+  bool strides;                    /* lanes are not looked at while it is computed (stride.c) */
   pyr_forward f;
   int64_t due_count, turned;       /* plans due; positions in `rot`, [layers, count] or none */
   pyr_evictions due;               /* decode plans that run after this step */
@@ -43,7 +44,7 @@ typedef struct pyr_decode {
   pyr_attention *lower;            /* host [tokens], where there are tiers: scratch, as … */
   pyr_lane_view *below;            /* … host [tokens * kv_heads] */
   pyr_track *tracks;               /* host [tokens] */
-  pyr_lane_view *views;            /* host [tokens * kv_heads] */
+  pyr_lane_view *views;            /* host [tokens * kv_heads]; NULL: in strides */
   pyr_readings reading;            /* of sequences of which some layer reads less than it holds */
   int32_t *pos, *rot;              /* host: f.pos and f.rot, before they go over */
   pyr_sample_batch samples;
@@ -93,14 +94,17 @@ static void step_count_up(pyr_decode *d) {
   int layers = d->f.model->config.layers;
   bool compact = false;
   for (int i = 0; i < d->count; i++) {
-    d->longest = pyr_max(d->longest, pyr_cache_longest(d->caches[i]) + d->each);
+    const pyr_cache *cache = d->caches[i];
+    d->longest = pyr_max(d->longest, pyr_cache_longest(cache) + d->each);
     for (int layer = 0; layer < layers; layer++) {
-      d->due_count += pyr_track_steps_left(d->caches[i], layer) == 1;
-      compact = compact || d->caches[i]->states[layer].compact;
+      d->due_count += pyr_track_steps_left(cache, layer) == 1;
+      compact = compact || cache->states[layer].compact;
     }
   }
   pyr_readings_count(&d->reading, d->caches, d->count, d->each);
   d->longest = pyr_max(d->longest, d->reading.longest);
+  d->strides = d->f.be->list_lanes && !d->f.be->profile && d->each == 1 && !d->trial
+      && d->reading.tokens == 0 && !d->caches[0]->below;
   if (compact) d->turned = (int64_t)layers * d->tokens;
 }
 
@@ -111,7 +115,7 @@ static void step_layout_host(pyr_decode *d, bool samples, pyr_arena *host) {
   bool tiers = d->caches[0]->below != NULL;
   PYR_PART(host, d->attention, d->tokens);
   PYR_PART(host, d->tracks, d->tokens);
-  PYR_PART(host, d->views, d->tokens * heads);
+  PYR_PART(host, d->views, d->strides ? 0 : d->tokens * heads);
   pyr_readings_layout_host(&d->reading, d->tokens, heads, host);
   PYR_PART(host, d->lower, tiers ? d->tokens : 0);
   PYR_PART(host, d->below, tiers ? d->tokens * heads : 0);
@@ -141,7 +145,7 @@ static void step_place(pyr_decode *d) {
 /* Asks the policies of all caches for the plans that will run at the end of this step. In the
  * order of sequences and then layers; room for due_count of them has been laid out. */
 static pyr_status step_ask(pyr_decode *d) {
-  for (int i = 0; i < d->count; i++)
+  for (int i = 0; i < d->count && d->due_count > 0; i++)
     for (int layer = 0; layer < d->f.model->config.layers; layer++)
       if (pyr_track_steps_left(d->caches[i], layer) == 1)
         PYR_TRY(pyr_evictions_ask(&d->due, d->caches[i], layer, PYR_WHEN_DECODE));
@@ -149,13 +153,15 @@ static pyr_status step_ask(pyr_decode *d) {
 }
 
 /* Makes room for tokens' rows in every lane, and makes writable what this step's plans gather.
- * Most steps find room: a lane takes a new page every 32 steps. Page tables go over last, when
- * all pages are known. */
+ * Most steps find room: a lane takes a new page every 32 steps, and a stride knows of all lanes of
+ * its layer that they have. */
 static pyr_status step_reserve_rows(pyr_decode *d) {
   const pyr_model_config *c = &d->f.model->config;
   for (int i = 0; i < d->count; i++)
     for (int layer = 0; layer < c->layers; layer++) {
       const pyr_trigger *trigger = &d->caches[i]->states[layer].trigger;
+      const pyr_stride *stride = &d->caches[i]->strides[layer];
+      if (d->strides && stride->on && stride->left > 0) continue;
       PYR_TRY(pyr_learned_need(d->caches[i], trigger));
       for (int head = 0; head < c->kv_heads; head++) {
         pyr_lane *lane = pyr_cache_lane(d->caches[i], layer, head);
@@ -165,10 +171,18 @@ static pyr_status step_reserve_rows(pyr_decode *d) {
       PYR_TRY(pyr_recall_reserve(d->caches[i], layer));
     }
   if (d->trial) PYR_TRY(pyr_trial_begin(d->caches[0], d->each));
-  PYR_TRY(pyr_evictions_prepare(&d->due));
-  for (int i = 0; i < d->count; i++)
-    PYR_TRY(pyr_lanes_list(d->caches[i], d->caches[i]->lanes, (int64_t)c->layers * c->kv_heads));
-  return PYR_OK;
+  return pyr_evictions_prepare(&d->due);
+}
+
+/* When all pages are known tables go over, and with them the views of lanes that a stride leaves
+ * alone: it has ended in each layer that anyone looked at since the last step. */
+static pyr_status step_list(const pyr_decode *d) {
+  pyr_status status = PYR_OK;
+  for (int i = 0; i < d->count && status == PYR_OK; i++)
+    status = d->strides ? pyr_strides_begin(d->caches[i])
+        : pyr_lanes_list(d->caches[i], pyr_cache_lanes(d->caches[i]),
+                         pyr_cache_lane_count(d->caches[i]));
+  return status;
 }
 
 /* All memory of the step, in the workspace that the pool keeps between steps. The backend's
@@ -211,6 +225,7 @@ static pyr_status step_keep_losers(pyr_decode *d) {
 /* Rows are as they were before the step. An undo, where there is one, has the marks and more. */
 static void step_undo(const pyr_decode *d) {
   for (int i = 0; i < d->count; i++) {
+    if (d->strides) pyr_strides_forget(d->caches[i]);
     if (d->caches[i]->undo) pyr_undo_restore(d->caches[i]->undo);
     else pyr_forward_drop(d->caches[i]);
   }
@@ -252,6 +267,10 @@ static void step_look(pyr_decode *d, int layer, int t, bool tracked) {
                                      .cap = c->score_cap, .slopes = f->model->slopes,
                                      .sinks = f->model->layers[layer].sinks,
                                      .track = tracked ? &d->tracks[t] : NULL };
+  if (d->strides) {
+    d->attention[t].resident = pyr_stride_views(d->caches[t], layer);
+    d->attention[t].longest = pyr_cache_layer_rows(d->caches[t], layer) + 1;
+  }
   if (d->caches[t / d->each]->below) d->attention[t].lse = f->lse + (int64_t)t * c->heads;
 }
 
@@ -285,15 +304,19 @@ static pyr_status step_layer(pyr_decode *d, int layer) {
   for (int i = 0; i < d->count; i++) {
     int first = i * d->each;
     pyr_lane_view *views = d->views + (int64_t)first * c->kv_heads;
-    pyr_layer_views(d->caches[i], layer, views);
-    d->rows[i] = (pyr_append){ .lanes = views, .k = f->k + first * kv, .v = f->v + first * kv,
+    if (!d->strides) pyr_layer_views(d->caches[i], layer, views);
+    d->rows[i] = (pyr_append){ .lanes = views,
+                               .resident = d->strides ? pyr_stride_views(d->caches[i], layer)
+                                   : NULL,
+                               .k = f->k + first * kv, .v = f->v + first * kv,
                                .positions = f->pos + first, .n = d->each };
     if (step_map(d, i, layer)) d->rows[i].learned = f->learned + (int64_t)first * c->kv_heads;
     for (int t = first; t < first + d->each; t++)   /* before the rows are there */
       step_look(d, layer, t, pyr_track_step(d->caches[i], layer, t - first, &d->tracks[t]));
   }
   PYR_TRY(f->be->store(f->be, d->rows, d->count, f->layout, c->kv_heads));
-  for (int t = 0; t < d->tokens; t++) {
+  for (int i = 0; i < d->count && d->strides; i++) pyr_stride_add_row(d->caches[i], layer);
+  for (int t = 0; t < d->tokens && !d->strides; t++) {
     pyr_lane_view *views = d->views + (int64_t)t * c->kv_heads;
     if (t % d->each > 0) memcpy(views, views - c->kv_heads, (size_t)c->kv_heads * sizeof *views);
     pyr_layer_add_rows(d->caches[t / d->each], layer, views, 1);
@@ -362,9 +385,11 @@ static pyr_status step_logits(const pyr_decode *d, float *const *logits) {
  * are taken back, the count here and the rows by the caller. */
 static pyr_status step_run(pyr_decode *d, const int32_t *ids, float *const *logits) {
   pyr_work work = pyr_forward_work(d->f.model, d->tokens, d->longest, d->tokens);
+  work.resident = d->strides;
   PYR_TRY(step_ask(d));
   PYR_TRY(step_reserve(d, &work));
   PYR_TRY(step_keep_losers(d));
+  PYR_TRY(step_list(d));
   PYR_TRY(step_compute(d, ids, &work));
   step_tally(d, 1);
   pyr_status s = pyr_evictions_rank(&d->due);

@@ -41,8 +41,8 @@ static pyr_status rank(pyr_cache *cache, pyr_evictions *es, pyr_when when, pyr_a
  * some thousands of numbers, where a snapshot would retain each page and copy positions. */
 static bool may_fail(const pyr_cache *cache, const pyr_evictions *es) {
   for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++)
-    for (int64_t p = 0; p < cache->lanes[i].page_count; p++)
-      if (cache->lanes[i].pages[p]->refs > 1) return true;
+    for (int64_t p = 0; p < pyr_cache_lanes(cache)[i].page_count; p++)
+      if (pyr_cache_lanes(cache)[i].pages[p]->refs > 1) return true;
   for (int layer = 0; layer < cache->layers; layer++)
     if ((es->each[layer].splits.turns && !cache->states[layer].compact)
         || es->each[layer].plan.losers) return true;

@@ -142,8 +142,9 @@ describe("the device", function()
       assert(one:prefill(prompt(90)))
       assert(two:prefill(prompt(60)))
       local first = steps({ one }, 1)
-      assert.same({ 0, 1 }, { first.single, first.launched })
-      -- One launch more where rows come to a new page: it goes to the page tables of all lanes.
+      -- One launch for the views of lanes, which the device keeps from the first step on.
+      assert.same({ 1, 1 }, { first.single, first.launched })
+      -- One where rows come to a new page: it goes to the page tables of all lanes. Else none.
       assert.same({ built = 0, launched = 20, single = 1, told = 0 }, steps({ one }, 20))
       local both = steps({ one, two }, 1)
       assert.same({ 1, 1 }, { both.launched, both.built })
