@@ -26,7 +26,9 @@
 #   make deps-clients          clients that its specs try it with: OpenAI's package for Python, in
 #                              build/clients; LM_EVAL=1: lm-evaluation-harness, too
 #   make cuda                  libpyramid_cuda.so for device "cuda", where nvcc is; make cuda-check:
-#                              registers and spills
+#                              registers and spills, and what kernels can reach (cuda-roofline)
+#   make cuda-mutate           plants faults in the kernels and has the emulator's specs see each;
+#                              MUTANTS="3 7" some of them; an hour
 #   make test-cuda [SPEC=…]    the specs on the GPU, and its ceilings: build/device/test.json and
 #                              test.md (DEVICE=emulated: no GPU)
 #   make bench-cuda [MODELS=…] random Llamas of 7, 13 and 8 billion weights on the GPU, beside
@@ -93,7 +95,7 @@ SPECS   := $(SPEC_C:%.c=$(B)/obj/%.o)
 OWN     := $(STREAM_C:%.c=$(B)/obj/%.o)
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build library cuda cuda-check deps deps-hosts deps-test serve-deps deps-clients models demo test test-cuda \
+.PHONY: build library cuda cuda-check cuda-roofline cuda-mutate deps deps-hosts deps-test serve-deps deps-clients models demo test test-cuda \
   bench-cuda host-cost bundle bench check check-style check-layers check-memory check-stress install \
   uninstall print-static install-module clean FORCE fuzz fuzz-native check-threads \
   check-threads-built rock ci nightly check-warnings
@@ -246,6 +248,26 @@ cuda-check: build
 	  $(LAUNCHED:%=spec/ops/%_spec.lua) >$(B)/cuda/check/launches.log || { tail $(B)/cuda/check/launches.log >&2; exit 1; }
 	@PYR_EMULATE_LAUNCHES=$(B)/cuda/check/launches PYRAMID_DEVICE=emulated $(B)/pyramid kernels/proofs/smoke.lua >>$(B)/cuda/check/launches.log
 	@$(LUA) kernels/proofs/registers.lua --launches=$(B)/cuda/check/launches $(B)/cuda/check/*.txt
+	+@$(AGAIN) cuda-roofline
+# What kernels can reach by the instructions of their main loops, of an H200's bandwidth: below what
+# kernels/proofs/rooflines.lua states is an error. nvdisasm is in the toolkit, and on PyPI
+# (nvidia-cuda-nvdisasm).
+NVDISASM := $(shell command -v nvdisasm 2>/dev/null)
+ROOFLINE := linear_few attention_decode
+cuda-roofline: build
+	$(if $(NVCC),,$(error nvcc is not found: install the CUDA toolkit, version 13 or later))
+	@mkdir -p $(B)/cuda/check
+	$(if $(NVDISASM),,@echo "cuda-roofline: nvdisasm is not found, kernels are not estimated")
+	$(if $(NVDISASM),@for f in $(ROOFLINE); do echo "nvcc $$f.cu, sm_90a"; \
+	  $(NVCC) $(NVFLAGS) -gencode arch=compute_90a,code=sm_90a -cubin -o $(B)/cuda/check/$$f.cubin kernels/$$f.cu && \
+	  $(NVDISASM) -c $(B)/cuda/check/$$f.cubin >$(B)/cuda/check/$$f.sass || exit 1; done)
+	$(if $(NVDISASM),@$(B)/pyramid kernels/proofs/roofline.lua $(B)/cuda/check)
+# Faults planted in the kernels, one at a time, in a copy of the sources: the specs must see each.
+MUTANTS ?=
+cuda-mutate: build
+	@rm -rf $(B)/mutants && mkdir -p $(B)/mutants
+	@git ls-files -z | xargs -0 cp --parents -t $(B)/mutants
+	@$(B)/pyramid kernels/proofs/mutate.lua $(B)/mutants $(MUTANTS)
 
 -include $(OBJECTS:.o=.d) $(MAIN:.o=.d) $(OWN:.o=.d) $(SPECS:.o=.d) $(EMULATED:.o=.d) $(CUDA:.o=.d)
 

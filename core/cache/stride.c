@@ -13,8 +13,8 @@
  *
  * Whoever takes a lane by pyr_cache_lane or pyr_cache_lanes, whatever for, ends the stride of its
  * layer: rows are counted into the lanes first. So nothing but a step, and questions for numbers of
- * rows, knows of strides. A step begins those that are over (resident.c), when its rows are reserved
- * and all pages are known.
+ * rows, knows of strides. A step begins those that are over (resident.c), when its rows are
+ * reserved and all pages are known.
  *
  * `shown` is the host's copy of what the backend has. Views are compared with it when a stride
  * begins, so that one that begins at the edge of a page sends nothing but the page's address.

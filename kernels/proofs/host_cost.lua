@@ -29,7 +29,8 @@ local path = os.tmpname()
 os.remove(path)
 local heads = given.lanes * given.group
 assert(random_model.write(path, { dtype = "bf16", seed = 5, shape = { layers = given.layers,
-  width = heads * 2, heads = heads, kv_heads = given.lanes, ff = 4, vocab = 260, context = 4096 } }))
+  width = heads * 2, heads = heads, kv_heads = given.lanes, ff = 4, vocab = 260,
+  context = 4096 } }))
 local model <close> = assert(pyramid.model(path, { device = "emulated", threads = 1 }))
 os.execute("rm -rf " .. path)
 

@@ -1,0 +1,58 @@
+-- rooflines.lua: the kernels whose estimate `make cuda-check` watches, and the share that each is
+-- to reach (roofline.lua). By nvcc 13.0 for sm_90a; another compiler may move them.
+--
+-- `loop` is the instruction that the main loop has most of; bytes(loop, count): what one turn of it
+-- reads of weights or rows, by one warp; without it the kernel is bound by products.
+local list = {}
+
+-- A warp's turn: 32 rows by 128 columns.
+local function stream(kernel, bits, share)
+  list[#list + 1] = { file = "linear_few", kernel = kernel, loop = "HMMA", share = share,
+    bytes = function() return 32 * 128 * bits / 8 end }
+end
+
+-- A warp's turn: a value of each of 32 lanes, as often as the loop is unrolled; each is multiplied
+-- with eight values of x, which are the loop's loads of four bytes.
+local function few(number, name, bits, share)
+  list[#list + 1] = { file = "linear_few", kernel = ("few_kernel<%d>"):format(number),
+    name = ("few_kernel<%s>"):format(name), loop = "FFMA", share = share,
+    bytes = function(loop) return loop.ops["LDG.E"] // 8 * 32 * bits / 8 end }
+end
+
+-- A warp's turn: 16 rows of K and of V.
+local function decode(arguments, dims, bytes, share)
+  list[#list + 1] = { file = "attention_decode", kernel = ("decode_kernel<%s>"):format(arguments),
+    loop = "HMMA", share = share, bytes = function() return 2 * 16 * dims * bytes end }
+end
+
+stream("stream_kernel<plain_weights<bf16>,1>", 16, 315.8)
+stream("stream_kernel<plain_weights<bf16>,2>", 16, 173.6)
+stream("stream_kernel<plain_weights<bf16>,4>", 16, 91.6)
+stream("stream_kernel<plain_weights<f16>,1>", 16, 324.5)
+stream("stream_kernel<plain_weights<f16>,2>", 16, 181.8)
+stream("stream_kernel<plain_weights<f16>,4>", 16, 100.1)
+stream("stream_kernel<packed_weights,1>", 8.5, 121.2)
+stream("stream_kernel<packed_weights,2>", 8.5, 82.3)
+stream("stream_kernel<packed_weights,4>", 8.5, 50.6)
+few(0, "f32", 32, 76.6)
+few(4, "q4_0", 4.5, 4.0)
+few(5, "q4_k", 4.5, 2.9)
+few(6, "q5_k", 5.5, 3.3)
+few(7, "q6_k", 6.5625, 3.8)
+few(9, "q4_1", 5, 4.6)
+few(10, "q5_0", 5.5, 4.0)
+few(11, "q5_1", 6, 4.5)
+few(12, "q2_k", 2.625, 1.7)
+few(13, "q3_k", 3.4375, 1.6)
+few(14, "iq4_nl", 4.5, 3.6)
+decode("f16,0,64,4,0", 64, 2, 164.4)
+decode("f16,0,128,4,0", 128, 2, 234.8)
+decode("f16,0,256,2,0", 256, 2, 277.6)
+decode("bf16,0,64,4,0", 64, 2, 153.0)
+decode("bf16,0,128,4,0", 128, 2, 200.6)
+decode("bf16,0,256,2,0", 256, 2, 228.7)
+decode("f16,1,64,4,0", 64, 1, 71.0)
+decode("f16,1,128,4,0", 128, 1, 107.1)
+decode("f16,1,256,2,0", 256, 1, 131.4)
+
+return list
