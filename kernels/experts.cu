@@ -265,6 +265,7 @@ static pyr_status multiply(pyr_backend *be, const pyr_experts *e, const sorted &
   } while (0)
   int dtype = weight_dtype(w);
   if (dtype == PACKED) MULTIPLY(PACKED);
+  if (dtype == PACKED_NIBBLES) MULTIPLY(PACKED_NIBBLES);
   switch (static_cast<pyr_dtype>(dtype)) {
     PYR_WEIGHT_CASES(MULTIPLY)
     PYR_CASES_NOT_WEIGHTS: break;

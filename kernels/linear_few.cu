@@ -1,17 +1,17 @@
 /* linear_few.cu — matrix products of few tokens, and of decode steps: what counts is that weights
  * are read once, and fast.
  *
- * Weights of 16 bits, and q8_0 in packs (pack.cuh), go through tensor cores. A warp has 32 rows of
- * w and walks its columns STEP at a time; a lane loads 16 bytes of a row at once, straight into
- * registers, and takes them as operand `a` as they come: which columns of w a product calls its 2t,
- * 2t+1, 2t+8 and 2t+9 does not matter, as long as x is taken in the same order. So a warp has 8 KiB
- * of weights under way (4 of q8_0); the dozen warps that a multiprocessor's registers hold have 96,
- * where 3.4 TB/s and 0.8 us ask for 20. x is f32 and is not rounded: it is split into terms
- * (mma.cuh) as it is read, out of L1, where the warps of a block find it; f16 has a power of two
- * for each step and token that brings x into its range. Sums on tensor cores lose what is shifted
- * out of them, so that each step begins new ones, which are added up in f32. The whole numbers of
- * q8_0 are exact in f16; each block of 32 columns has its own sums, which are multiplied with the
- * rows' scales.
+ * Weights of 16 bits, and q8_0 and q4_0 in packs (pack.cuh), go through tensor cores. A warp has 32
+ * rows of w and walks its columns STEP at a time; a lane loads 16 bytes of a row at once, straight
+ * into registers, and takes them as operand `a` as they come: which columns of w a product calls
+ * its 2t, 2t+1, 2t+8 and 2t+9 does not matter, as long as x is taken in the same order. So a warp
+ * has 8 KiB of weights under way (4 of q8_0, 2 of q4_0); the dozen warps that a multiprocessor's
+ * registers hold have 96, where 3.4 TB/s and 0.8 us ask for 20. x is f32 and is not rounded: it is
+ * split into terms (mma.cuh) as it is read, out of L1, where the warps of a block find it; f16 has
+ * a power of two for each step and token that brings x into its range. Sums on tensor cores lose
+ * what is shifted out of them, so that each step begins new ones, which are added up in f32. The
+ * whole numbers of packs are exact in f16; each block of 32 columns has its own sums, which are
+ * multiplied with the rows' scales.
  *
  * One matrix must fill the device: blocks of 128 rows are cut along the columns, too, into as many
  * parts as make WANTED warps of the matrix. Each leaves its sums in scratch, and the last block of
@@ -107,7 +107,7 @@ struct packed_weights {
   static __device__ __forceinline__ piece load(const linear_call &c, int64_t row, int64_t col) {
     piece p = { make_uint4(0, 0, 0, 0), { 0, 0 } };
     if (row >= c.rows || col >= c.cols) return p;
-    const uint8_t *block = pack_block(c.w, c.stride, row, col);
+    const uint8_t *block = pack_block<PACKED>(c.w, c.stride, row, col);
     p.bytes = *reinterpret_cast<const uint4 *>(block + 2 * PACK + lane_of_warp() * 16);
     p.scales[0] = reinterpret_cast<const uint16_t *>(block)[lane_of_warp() / 4];
     p.scales[1] = reinterpret_cast<const uint16_t *>(block)[lane_of_warp() / 4 + 8];
@@ -119,6 +119,34 @@ struct packed_weights {
     halves_of_bytes(p.bytes.y, second[0], second[2]);
     halves_of_bytes(p.bytes.z, first[1], first[3]);
     halves_of_bytes(p.bytes.w, second[1], second[3]);
+  }
+  static __device__ __forceinline__ float scale(const piece &p,
+                                                int half) { return f32_of_f16(p.scales[half]); }
+};
+
+/* q4_0 in packs: 8 bytes a lane, 256 a warp, and from there on as q8_0. A mask and a
+ * subtraction make two values, as many instructions a value as bytes take. What is read is half as
+ * much, so that instructions bound it: what they leave of an H200's bandwidth,
+ * kernels/proofs/rooflines.lua states. */
+struct packed_nibbles {
+  typedef f16 T;
+  static constexpr bool scaled = true;
+  struct piece { uint2 bits; uint16_t scales[2]; };  /* x: of row g, y: of row g + 8 */
+  static __device__ __forceinline__ piece load(const linear_call &c, int64_t row, int64_t col) {
+    piece p = { { 0, 0 }, { 0, 0 } };
+    if (row >= c.rows || col >= c.cols) return p;
+    const uint8_t *block = pack_block<PACKED_NIBBLES>(c.w, c.stride, row, col);
+    p.bits = *reinterpret_cast<const uint2 *>(block + 2 * PACK + lane_of_warp() * 8);
+    p.scales[0] = reinterpret_cast<const uint16_t *>(block)[lane_of_warp() / 4];
+    p.scales[1] = reinterpret_cast<const uint16_t *>(block)[lane_of_warp() / 4 + 8];
+    return p;
+  }
+  static __device__ __forceinline__ void operands(const piece &p, uint32_t (&first)[4],
+                                                  uint32_t (&second)[4]) {
+    first[0] = halves_of_nibbles(p.bits.x, 0), first[2] = halves_of_nibbles(p.bits.x, 1);
+    second[0] = halves_of_nibbles(p.bits.x, 2), second[2] = halves_of_nibbles(p.bits.x, 3);
+    first[1] = halves_of_nibbles(p.bits.y, 0), first[3] = halves_of_nibbles(p.bits.y, 1);
+    second[1] = halves_of_nibbles(p.bits.y, 2), second[3] = halves_of_nibbles(p.bits.y, 3);
   }
   static __device__ __forceinline__ float scale(const piece &p,
                                                 int half) { return f32_of_f16(p.scales[half]); }
@@ -328,6 +356,7 @@ static pyr_status stream(pyr_backend *be, const linear_call &c) {
     s.c.x = c.x + first * c.cols;
     s.c.out = c.out + first * c.rows;
     if (c.dtype == PACKED) launch_stream<packed_weights>(s, grid, cuda_of(be));
+    else if (c.dtype == PACKED_NIBBLES) launch_stream<packed_nibbles>(s, grid, cuda_of(be));
     else if (c.dtype == PYR_F16) launch_stream<plain_weights<f16>>(s, grid, cuda_of(be));
     else launch_stream<plain_weights<bf16>>(s, grid, cuda_of(be));
     status = cuda_launched(be, "linear");
@@ -381,7 +410,7 @@ bool cuda_streams(const linear_call &c) {
   /* Loads are of 16 bytes: all rows must begin at a multiple of them, and so must x, whose rows
    * then do, too, as columns are a multiple of 8. Each block of rows needs a counter in `arrived`.
    */
-  bool fits = c.dtype == PACKED || ((c.dtype == PYR_F16 || c.dtype == PYR_BF16) && c.cols % 8 == 0
+  bool fits = c.dtype >= PACKED || ((c.dtype == PYR_F16 || c.dtype == PYR_BF16) && c.cols % 8 == 0
                                      && c.stride % 16 == 0);
   return fits && aligned(c.w) && aligned(c.x) && c.rows <= static_cast<int64_t>(ROWS * ARRIVALS);
 }
@@ -389,7 +418,7 @@ bool cuda_streams(const linear_call &c) {
 pyr_status cuda_linear_few(pyr_backend *be, const linear_call &c) {
   if (cuda_streams(c)) return stream(be, c);
 #define MULTIPLY(dtype) return multiply_any<dtype>(be, c)
-  if (c.dtype != PACKED)
+  if (c.dtype < PACKED)
     switch (static_cast<pyr_dtype>(c.dtype)) {
       PYR_WEIGHT_CASES(MULTIPLY)
       PYR_CASES_NOT_WEIGHTS: break;

@@ -161,6 +161,27 @@ static __device__ __forceinline__ void halves_of_bytes(uint32_t bytes, uint32_t 
 #endif
 }
 
+/* Two whole numbers of 4 bits, less 8, as a register of f16: those in bits 4 k and 16 + 4 k. A
+ * nibble n under 0x6400 is 1024 + n, exactly, and 1024 + 8 are taken off; one that lies 4 bits
+ * higher is 1024 + 16 n, of which a sixteenth is 64 + n. So one shift serves four pairs. */
+static __device__ __forceinline__ uint32_t halves_of_nibbles(uint32_t bits, int k) {
+#ifdef PYR_EMULATED
+  uint32_t pair = bits >> 4 * k & 0x000f000fu;
+  float low = static_cast<float>(static_cast<int>(pair & 15) - 8),
+      high = static_cast<float>(static_cast<int>(pair >> 16) - 8);
+  return f16_of_f32(low) | static_cast<uint32_t>(f16_of_f32(high)) << 16;
+#else
+  uint32_t halves, shifted = bits >> k / 2 * 8;
+  if (k % 2 == 0)
+    asm("sub.f16x2 %0, %1, %2;" : "=r"(halves)
+        : "r"((shifted & 0x000f000fu) | 0x64006400u), "r"(0x64086408u));
+  else
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(halves)
+        : "r"((shifted & 0x00f000f0u) | 0x64006400u), "r"(0x2c002c00u), "r"(0xd480d480u));
+  return halves;
+#endif
+}
+
 /* Four values of fp8_e4m3 likewise, exactly. */
 static __device__ __forceinline__ void halves_of_fp8(uint32_t bytes, uint32_t &first,
                                                      uint32_t &second) {

@@ -1,4 +1,4 @@
-/* pack.cu — brings q8_0 weights into the order of pack.cuh when a model is loaded.
+/* pack.cu — brings q8_0 and q4_0 weights into the order of pack.cuh when a model is loaded.
  *
  *     rows in a file     | row 0: block 0 | block 1 | … | row 1: block 0 | block 1 | …
  *     a pack of 16       | block 0 of rows 0-15          | block 1 of rows 0-15          | …
@@ -19,13 +19,38 @@ static int32_t cuda_interleaved(const pyr_backend *, const pyr_tensor *w) {
  * Row by row as it is read; the first two bytes of a row's block go to its scale's place, the
  * others where pack_place says. Runs once, when a model is loaded: bytes bound it. */
 static __global__ void pack_kernel(uint8_t *to, const uint8_t *rows, size_t stride) {
-  uint8_t *pack = to + static_cast<size_t>(blockIdx.y) * PACK * stride + blockIdx.x * PACK_BLOCK;
+  uint8_t *pack = to + static_cast<size_t>(blockIdx.y) * PACK * stride
+      + blockIdx.x * pack_bytes(PACKED);
   const uint8_t *from = rows + static_cast<size_t>(blockIdx.y) * PACK * stride + blockIdx.x * 34;
   for (int i = static_cast<int>(threadIdx.x); i < PACK * 34; i += static_cast<int>(blockDim.x)) {
     int row = i / 34, at = i % 34;
     pack[at < 2 ? row * 2 + at : pack_place(row,
                                               at - 2)] = from[static_cast<size_t>(row) * stride
                                                               + at];
+  }
+}
+
+/* Likewise of nibbles, where a byte has two values: a file has column j in the low half of byte j,
+ * and column j + 16 in the high half. A thread for each byte that is written: 2 of the scale, 16 of
+ * values, of which byte b of a lane's four begins at bit 8 b. */
+static __global__ void pack_nibbles_kernel(uint8_t *to, const uint8_t *rows, size_t stride) {
+  uint8_t *pack = to + static_cast<size_t>(blockIdx.y) * PACK * stride
+      + blockIdx.x * pack_bytes(PACKED_NIBBLES);
+  const uint8_t *from = rows + static_cast<size_t>(blockIdx.y) * PACK * stride + blockIdx.x * 18;
+  for (int i = static_cast<int>(threadIdx.x); i < PACK * 18; i += static_cast<int>(blockDim.x)) {
+    int row = i / 18, at = i % 18;
+    const uint8_t *block = from + static_cast<size_t>(row) * stride;
+    if (at < 2) {
+      pack[row * 2 + at] = block[at];
+      continue;
+    }
+    int t = (at - 2) / 4, b = (at - 2) % 4, two = 0;
+    for (int half = 0; half < 2; half++) {
+      int col = t * 8 + b % 2 * 4 + half * 2 + b / 2;         /* nibble_shift(col) = 8 b + 4 half */
+      int byte = block[2 + col % 16];
+      two |= (col < 16 ? byte & 15 : byte >> 4) << 4 * half;
+    }
+    pack[nibbles_place(row, t * 8) + b] = static_cast<uint8_t>(two);
   }
 }
 
@@ -47,8 +72,12 @@ static pyr_status cuda_interleave(pyr_backend *be, void *to, const pyr_tensor *w
                                                                    cuda->stream));
     if (status != PYR_OK) break;
     dim3 grid(static_cast<unsigned>(w->shape[1] / 32), static_cast<unsigned>(some));
-    PYR_LAUNCH(pack_kernel, grid, 256, 0, cuda, static_cast<uint8_t *>(to) + at, cuda->scratch,
-               w->stride);
+    if (w->dtype == PYR_Q8_0)
+      PYR_LAUNCH(pack_kernel, grid, 256, 0, cuda, static_cast<uint8_t *>(to) + at, cuda->scratch,
+                 w->stride);
+    else
+      PYR_LAUNCH(pack_nibbles_kernel, grid, 256, 0, cuda, static_cast<uint8_t *>(to) + at,
+                 cuda->scratch, w->stride);
     status = cuda_launched(be, "interleave");
   }
   return status;

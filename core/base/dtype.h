@@ -46,7 +46,7 @@
   X(arg, Q8_0,     q8_0,     BOTH,    32,  34, 1, TWO_WAY,  8, NULL,   Q8_0, \
     WEIGHTS | ROWS | BF16 | BYTES | PACKS, WEIGHTS | ROWS | PACKS) \
   X(arg, Q4_0,     q4_0,     WEIGHT,  32,  18, 1, TWO_WAY,  2, NULL,   Q4_0, \
-    WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
+    WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS | PACKS) \
   X(arg, Q4_K,     q4_k,     WEIGHT, 256, 144, 1, ONE_WAY, 12, NULL,   Q4_K, \
     WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
   X(arg, Q5_K,     q5_k,     WEIGHT, 256, 176, 1, ONE_WAY, 13, NULL,   Q5_K, \

@@ -1,9 +1,10 @@
--- mutate.lua TREE [NUMBER…]: plants each fault of mutants.lua, or those of the numbers, in a copy of
--- the sources in the folder TREE, builds there, and runs the specs that are to see it on the
+-- mutate.lua TREE [NUMBER…]: plants each fault of mutants.lua, or those of the numbers, in a copy
+-- of the sources in the folder TREE, builds there, and runs the specs that are to see it on the
 -- emulated device. A fault that none of them sees, or that does not build, is a failure; TREE's
 -- kernels are as they were afterwards. `make cuda-mutate` makes the copy.
 --
--- A spec is to fail, not to hang: each run has a limit of time, and passing it counts as seen.
+-- What the specs say of the sources as they are comes first: they must pass. A spec that has not
+-- ended in its time has not seen the fault.
 local mutants = dofile((arg[0]:match "^(.*/)" or "") .. "mutants.lua")
 
 local tree, chosen = arg[1], {}
@@ -32,7 +33,14 @@ end
 local function quote(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
 
 local function run(command, log)
-  return (os.execute(("cd %s && %s >>%s 2>&1"):format(quote(tree), command, quote(log))))
+  return select(3, os.execute(("cd %s && %s >>%s 2>&1"):format(quote(tree), command, quote(log))))
+end
+
+-- "passed", "failed" or "no end".
+local function run_specs(specs, log)
+  local code = run(("PYRAMID_BUILD=build timeout %d build/pyramid spec/run.lua %s")
+    :format(SECONDS, specs:gsub("%S+", quote)), log)
+  return code == 0 and "passed" or code == 1 and "failed" or "no end"
 end
 
 -- True if the fault was seen; else what happened.
@@ -42,19 +50,33 @@ local function plant(mutant, log)
   local from, to = whole:find(mutant.from, 1, true)
   if not from or whole:find(mutant.from, to + 1, true) then return nil, "its place is not found" end
   write(path, whole:sub(1, from - 1) .. mutant.to .. whole:sub(to + 1))
-  local built = run("make build", log)
-  local passed = built and run(("PYRAMID_BUILD=build timeout %d build/pyramid spec/run.lua %s")
-    :format(SECONDS, mutant.specs), log)
+  local built = run("make build", log) == 0
+  local said = built and run_specs(mutant.specs, log)
   write(path, whole)
   if not built then return nil, "does not build" end
-  return not passed, "not seen"
+  return said == "failed", "the specs: " .. said
 end
+
+local sane, log_of_all = {}, os.tmpname()
+if run("make build", log_of_all) ~= 0 then
+  io.stderr:write("the sources do not build: ", log_of_all, "\n")
+  os.exit(1)
+end
+for _, mutant in ipairs(chosen) do
+  local said = sane[mutant.specs] or run_specs(mutant.specs, log_of_all)
+  sane[mutant.specs] = said
+  if said ~= "passed" then
+    io.stderr:write("without a fault ", mutant.specs, ": ", said, ": ", log_of_all, "\n")
+    os.exit(1)
+  end
+end
+os.remove(log_of_all)
 
 local failed = 0
 for i, mutant in ipairs(chosen) do
   local log = os.tmpname()
   local seen, what = plant(mutant, log)
-  print(("%2d  %-9s %-28s %s"):format(i, seen and "seen" or "NOT SEEN", mutant.specs, mutant.name))
+  print(("%2d  %-9s %-44s %s"):format(i, seen and "seen" or "NOT SEEN", mutant.specs, mutant.name))
   io.stdout:flush()
   if not seen then
     failed = failed + 1

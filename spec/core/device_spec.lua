@@ -96,14 +96,19 @@ describe("the device", function()
     end)
 
     it("multiplies with quantised weights, in the order in which it holds them", function()
-      local function open(where)
-        return assert(pyramid.model(folder .. "/small", { device = where, weights = "q8_0",
-          precision = "f32" }))
+      for _, weights in ipairs { "q8_0", "q4_0" } do
+        local function open(where)
+          return assert(pyramid.model(folder .. "/small", { device = where, weights = weights,
+            precision = "f32" }))
+        end
+        local one <close> = open "cpu"
+        local other <close> = open(name_of_device)
+        compare(one, other, { policy = helper.squeezed "criticalkv" }, 61, 3, weights)
+        compare(one, other, { policy = "full" }, 20, 2, weights)
+        local ways = assert(probe.device_ways(other:runtime()))
+        assert.truthy(ways.stream > 0)
+        assert.equal(0, ways.plain)
       end
-      local one <close> = open "cpu"
-      local other <close> = open(name_of_device)
-      compare(one, other, { policy = helper.squeezed "criticalkv" }, 61, 3, "q8_0")
-      compare(one, other, { policy = "full" }, 20, 2, "q8_0")
     end)
 
     it("steps sequences of unequal length together", function()

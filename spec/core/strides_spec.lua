@@ -121,6 +121,47 @@ describe("strides", function()
     same(pair, "wrong ids")
   end)
 
+  it("end where memory does, and the step that finds none has not been", function()
+    local prompt, next_ids = ids(62), ids(6)
+    local before, peak = 0, 0
+    local function run(model)
+      local cache <close> = assert(model:cache { policy = "full", dtype = "f32" })
+      local made, why, code = cache:prefill(prompt)
+      if not made then return nil, why, code end
+      before = math.max(before, model:runtime():memory())
+      for i = 1, #next_ids do
+        local tokens, positions = cache:tokens(), cache:positions(2, 2)
+        made, why, code = cache:step(next_ids[i])
+        if not made then
+          assert.equal(tokens, cache:tokens())
+          assert.same(positions, cache:positions(2, 2))
+          assert.equal(tokens, cache:rows(1, 1))
+          local again, _, still = cache:step(next_ids[i])
+          assert.same({ false, "memory" }, { again ~= nil, still })
+          return nil, why, code
+        end
+        peak = math.max(peak, model:runtime():memory())
+      end
+      return made:totable()
+    end
+    local reference, failed = run(cpu), 0
+    before, peak = 0, 0
+    local free <close> = assert(pyramid.model(folder .. "/small", { device = name_of_device }))
+    assert(run(free))
+    for limit = before, peak + 4096, math.max(64, (peak - before) // 24) do
+      local model <close> = assert(pyramid.model(folder .. "/small", { device = name_of_device,
+        memory = limit }))
+      local made, _, code = run(model)
+      if made then
+        assert(helper.distance(made, reference) < 1e-3)
+      else
+        assert.equal("memory", code)
+        failed = failed + 1
+      end
+    end
+    assert.truthy(failed > 3, failed)
+  end)
+
   it("leave descriptions of lanes alone: nothing but the step itself is launched", function()
     local cache <close> = assert(device:cache { policy = "full", dtype = "f16" })
     assert(cache:prefill(ids(64)))
