@@ -31,7 +31,9 @@ enum { PYR_SIGNS_ROWS = 32, PYR_SIGNS_MIDDLE = 127 };
 
 /* Of 6 channels: 16 floats of mean, 2 groups of signs. Groups are even in number, for kernels that
  * take two at once. */
-static inline int64_t pyr_signs_mean(int32_t head_dim) { return ((int64_t)head_dim + 15) / 16 * 16; }
+static inline int64_t pyr_signs_mean(int32_t head_dim) {
+  return ((int64_t)head_dim + 15) / 16 * 16;
+}
 static inline int64_t pyr_signs_groups(int32_t head_dim) { return ((int64_t)head_dim + 7) / 8 * 2; }
 /* Floats of a page: 64 channels take 64 + 32 + 64, or 20 bytes a row. */
 static inline int64_t pyr_signs_width(int32_t head_dim) {

@@ -13,8 +13,8 @@
  * Packed rows. A row of few bits moves as bytes within its lane, and is unpacked and packed again
  * where it goes to another tier, whose lane has a frame of its own. A lane below packs from the
  * call on by which it has rows enough to learn its frame from: it is composed once as it is, plain,
- * and once more from that, packed. In the hot tier a row that comes to the first page or to the newest
- * is unpacked, as those are plain.
+ * and once more from that, packed. In the hot tier a row that comes to the first page or to the
+ * newest is unpacked, as those are plain.
  *
  * Lists of rows are the host's: the operation that moves rows is the processor's. */
 #include "cache/tiers.h"

@@ -160,7 +160,8 @@ static void query_of(const pick_call *c, float *to, const float *q, pyr_digest b
 
 /* products[0, n) of pages [first, first + n), all full, with a head's query q. Under SIGNS one of a
  * page's rows speaks for it, the highest; a page with a key that is no number has a mean that is
- * none. */
+ * none. Of 64 channels a page takes one product of 64 and 16 look-ups of 32 bytes, where its keys
+ * would take 32 products. */
 static void multiply_pages(const pick_call *c, pyr_digest by, const float *digests, const float *q,
                            int64_t first, int64_t n, const pick_scratch *s) {
   int32_t d = c->layout.head_dim;

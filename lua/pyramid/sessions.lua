@@ -266,6 +266,7 @@ function Sessions:trim() trim(self) end
 ---@field model string
 ---@field policy string
 
+---What a store is to keep beside a cache's rows, of how the cache was made.
 ---@param cache pyramid.Cache
 ---@param model pyramid.Model
 ---@param dtype string

@@ -1,5 +1,5 @@
--- What a page of keys is known by where steps read less than is held, in plain Lua, and how it ranks
--- for a query: the papers' formulas, held against core/cpu/digests.c.
+-- What a page of keys is known by where steps read less than is held, in plain Lua, and how it
+-- ranks for a query: the papers' formulas, held against core/cpu/digests.c.
 local ops = require "pyramid_specs"
 
 local digests = {}
