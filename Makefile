@@ -29,6 +29,8 @@
 #                              registers and spills, and what kernels can reach (cuda-roofline)
 #   make cuda-mutate           plants faults in the kernels and has the emulator's specs see each;
 #                              MUTANTS="3 7" some of them; an hour
+#   make mpi                   libpyramid_mpi.so for several processes that compute one model, where
+#                              mpicc is; make deps-mpi installs it
 #   make test-cuda [SPEC=…]    the specs on the GPU, and its ceilings: build/device/test.json and
 #                              test.md (DEVICE=emulated: no GPU)
 #   make bench-cuda [MODELS=…] random Llamas of 7, 13 and 8 billion weights on the GPU, beside
@@ -56,7 +58,9 @@ endif
 # looks at the sources.
 NEEDS        := gcc libc6-dev lua5.4 liblua5.4-dev lua-argparse libpcre2-dev lua-cjson-dev $(if $(filter 0,$(ONEDNN)),,libdnnl-dev)
 NEEDS_SERVE  := lua-http lua-cqueues
-NEEDS_TEST   := $(NEEDS) $(NEEDS_SERVE) g++ pkg-config lua-busted locales curl
+# What carries ranks (docs/ranks.md).
+NEEDS_MPI    := libopenmpi-dev openmpi-bin
+NEEDS_TEST   := $(NEEDS) $(NEEDS_SERVE) $(NEEDS_MPI) g++ pkg-config lua-busted locales curl
 NEEDS_CHECK  := $(NEEDS_TEST) lua-check
 NEEDS_MODELS := python3 python3-pip
 # What hosts of other makes are tried with; specs of those that are missing stay pending.
@@ -86,7 +90,8 @@ OBJCOPY  ?= objcopy
 PROGRAM := lua/main.c lua/lprobe.c lua/linterrupt.c lua/lterminal.c
 SPEC_C  := spec/support/lops.c spec/support/stress.c spec/support/lpty.c
 STREAM_C := lua/own_streams.c
-SOURCES := $(filter-out $(PROGRAM) $(SPEC_C) $(STREAM_C),$(wildcard core/*/*.c core/*/*/*.c lua/*.c))
+LINK_C  := core/ranks/mpi.c
+SOURCES := $(filter-out $(PROGRAM) $(SPEC_C) $(STREAM_C) $(LINK_C),$(wildcard core/*/*.c core/*/*/*.c lua/*.c))
 # What takes longest to compile comes first, so that no processor is left with it at the end.
 SOURCES := $(filter core/cpu/isa/kernels_%,$(SOURCES)) $(filter-out core/cpu/isa/kernels_%,$(SOURCES))
 OBJECTS := $(SOURCES:%.c=$(B)/obj/%.o) $(B)/obj/bundle.o
@@ -95,11 +100,14 @@ SPECS   := $(SPEC_C:%.c=$(B)/obj/%.o)
 OWN     := $(STREAM_C:%.c=$(B)/obj/%.o)
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build library cuda cuda-check cuda-roofline cuda-mutate deps deps-hosts deps-test serve-deps deps-clients models demo test test-cuda \
+# The link between ranks is built along where mpicc is.
+MPICC    := $(shell command -v mpicc 2>/dev/null)
+LINKS    := $(if $(MPICC),$(B)/libpyramid_mpi.so)
+.PHONY: build library cuda cuda-check cuda-roofline cuda-mutate mpi deps deps-mpi deps-hosts deps-test serve-deps deps-clients models demo test test-cuda \
   bench-cuda host-cost bundle bench check check-style check-layers check-memory check-stress install \
   uninstall print-static install-module clean FORCE fuzz fuzz-native check-threads \
   check-threads-built rock ci nightly check-warnings
-build: library $(B)/libpyramid_emulated.so $(B)/pyramid_specs.so
+build: library $(B)/libpyramid_emulated.so $(B)/pyramid_specs.so $(LINKS)
 library: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so
 
 # Kernels are compiled once for each instruction set and picked at run time; only x86 has more than
@@ -269,10 +277,20 @@ cuda-mutate: build
 	@git ls-files -z | xargs -0 cp --parents -t $(B)/mutants
 	@$(B)/pyramid kernels/proofs/mutate.lua $(B)/mutants $(MUTANTS)
 
+# The link between ranks, over the MPI that mpicc builds for: an object of its own, opened at run time.
+mpi: $(B)/libpyramid_mpi.so
+$(B)/libpyramid_mpi.so: $(LINK_C) core/ranks/link.h
+	$(if $(MPICC),,$(error mpicc is not found: `make deps-mpi` installs Open MPI; any MPI will do))
+	@mkdir -p $(@D)
+	@echo "mpicc $<"
+	$(Q)OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(C11) $(CFLAGS) $(LDFLAGS) -Icore -shared -o $@ $<
+
 -include $(OBJECTS:.o=.d) $(MAIN:.o=.d) $(OWN:.o=.d) $(SPECS:.o=.d) $(EMULATED:.o=.d) $(CUDA:.o=.d)
 
 deps:
 	@sh scripts/maker/deps.sh $(NEEDS) $(if $(MODEL),curl)
+deps-mpi:
+	@sh scripts/maker/deps.sh $(NEEDS_MPI)
 deps-hosts:
 	@sh scripts/maker/deps.sh $(NEEDS_HOSTS)
 deps-test:

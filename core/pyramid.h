@@ -111,7 +111,13 @@ typedef struct pyr_runtime_options {
   char *why;            /* NULL, or where the message of a failure goes, cut to why_bytes; untouched
                            where there is none */
   size_t why_bytes;
+  const char *ranks;    /* since 0.2; NULL: this process is alone. "tensor": it is one of several
+                           that MPI has started, each with its part of every layer (docs/ranks.md).
+                           All make the same calls, and get the same results. On the processor */
 } pyr_runtime_options;
+
+/* Which of the run's processes this is, of how many; bytes that it sent to the others and had. */
+typedef struct pyr_ranks_info { int rank, size; int64_t sent, received, swaps; } pyr_ranks_info;
 
 /* the message of a failure: see `why` */
 pyr_status pyr_runtime_new(const pyr_runtime_options *options, pyr_runtime **out);
@@ -122,6 +128,11 @@ size_t pyr_runtime_memory(const pyr_runtime *rt);  /* bytes held now through the
 size_t pyr_runtime_memory_peak(const pyr_runtime *rt);
 int pyr_runtime_threads(const pyr_runtime *rt);
 const char *pyr_runtime_isa(const pyr_runtime *rt);
+pyr_ranks_info pyr_runtime_get_ranks(const pyr_runtime *rt);
+/* Around what may fail on one rank alone, such as binding the weights of a file: `end` tells all
+ * ranks of the lowest one's failure, and returns its status to all. */
+void pyr_runtime_ranks_begin(pyr_runtime *rt);
+pyr_status pyr_runtime_ranks_end(pyr_runtime *rt, pyr_status status);
 void pyr_runtime_on_progress(pyr_runtime *rt, pyr_progress_fn fn, void *ud); /* NULL: none */
 pyr_status pyr_runtime_check(pyr_runtime *rt);  /* asks it again: for policies that compute for
                                                    long. PYR_CANCELLED, or PYR_OK */
@@ -377,6 +388,12 @@ typedef enum pyr_role {     /* which weight a tensor is; shapes in brackets */
 } pyr_role;
 
 pyr_status pyr_model_new(pyr_runtime *rt, const pyr_model_config *config, pyr_model **out);
+/* The same where a runtime has ranks, each of which gets its part: o_block, down_block: how many
+ * columns of PYR_W_O, and of PYR_W_DOWN and PYR_W_SHARED_DOWN, lie in one block of any dtype that
+ * they have or are bound in, as they are cut between blocks. Every rank binds every weight, whole,
+ * and keeps what is its. PYR_UNSUPPORTED: there is not a part for each rank. */
+pyr_status pyr_model_new_ranked(pyr_runtime *rt, const pyr_model_config *config, int32_t o_block,
+                                int32_t down_block, pyr_model **out);
 /* Binds one weight. `as` < 0 keeps the file's dtype (mapped, not copied, where its alignment
  * allows); otherwise converts matrices to `as` (f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1).
  * Vectors are always kept as f32. `layer` is ignored for roles outside the layers. PYR_FORMAT:
@@ -391,9 +408,9 @@ pyr_status pyr_model_ready(pyr_model *model);   /* PYR_FORMAT naming the first w
                                                    missing */
 pyr_model *pyr_model_retain(pyr_model *model);
 void pyr_model_free(pyr_model *model);
-const pyr_model_config *pyr_model_get_config(const pyr_model *model);
+const pyr_model_config *pyr_model_get_config(const pyr_model *model);   /* of the whole model */
 pyr_runtime *pyr_model_runtime(const pyr_model *model);
-uint64_t pyr_model_bytes(const pyr_model *model);            /* weights, mapped or owned */
+uint64_t pyr_model_bytes(const pyr_model *model);     /* weights, mapped or owned, of this rank */
 /* What saved caches of the model are known by: a name for messages (copied, cut at 159 bytes) and
  * its tokenizer's fingerprint, 0 for none. Beside them stands a fingerprint of the weights: names,
  * shapes, dtypes and samples of the bytes as they lie in the file. It does not see conversion, nor

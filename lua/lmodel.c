@@ -318,7 +318,8 @@ static void read_switches(lua_State *L, pyr_model_config *c) {
 /* model_new(runtime, config) -> model | nil, message, code. config: the fields of pyr_model_config
  * by their names, those with a default (0, NULL) only where they differ; rope_style "half" or
  * "interleaved"; turns a sequence of "first", "second" and "none"; other choices by the names of
- * read_switches; arrays as sequences. Other keys are left alone. */
+ * read_switches; arrays as sequences; o_block and down_block as in pyr_model_new_ranked. Other keys
+ * are left alone. */
 static int model_new(lua_State *L) {
   static const char *const styles[] = { "half", "interleaved", NULL };
   luaL_checktype(L, 2, LUA_TTABLE);
@@ -345,7 +346,9 @@ static int model_new(lua_State *L) {
   *box = (model_box){ NULL, false };
   luaL_setmetatable(L, MODEL_CLASS);
   pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
-  pyr_status status = pyr_model_new(rt, &config, &box->model);
+  int32_t o_block = optional_int(L, "o_block"), down_block = optional_int(L, "down_block");
+  pyr_status status = pyr_model_new_ranked(rt, &config, o_block ? o_block : 1,
+                                           down_block ? down_block : 1, &box->model);
   return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
 }
 

@@ -1,11 +1,12 @@
 /* lruntime.c — runtimes for Lua.
  *
- *   core.runtime { threads = 0, device = nil, isa = nil, memory = 0 } -> runtime; the device is the
- *   host's default if neither
- *                                it nor an isa is given, "cpu" if only an isa is
+ *   core.runtime { threads = 0, device = nil, isa = nil, memory = 0, ranks = nil } -> runtime; the
+ *                                device is the host's default if neither it nor an isa is given,
+ *                                "cpu" if only an isa is
  *   core.default_device() -> what the host chose (PYR_LUA_DEVICE), else "cpu"
  *   core.default_precision() -> the same of PYR_LUA_PRECISION, else "auto"
  *   runtime:threads()  :isa()  :memory()  :memory_peak()  :close()
+ *   runtime:ranks() -> which of the run's processes it is (from 0), how many they are, traffic
  *   runtime:profile(true | false | nil) -> { { name=, calls=, seconds=, flops=, bytes= }, … }, what
  *   was counted so far
  *   runtime:on_progress(fn)      fn(done, total) is called now and then in long work; true cancels
@@ -89,15 +90,16 @@ static int core_default_precision(lua_State *L) {
 }
 
 static int core_runtime(lua_State *L) {
-  static const char *const known[] = { "threads", "device", "isa", "memory", NULL };
+  static const char *const known[] = { "threads", "device", "isa", "memory", "ranks", NULL };
   pyr_lua_check_keys(L, 1, "runtime", known);
-  pyr_runtime_options options = { 0 };
+  pyr_runtime_options options = { .size = sizeof options };
   lua_settop(L, 1);
   if (!lua_isnil(L, 1)) {
     lua_getfield(L, 1, "threads");
     lua_getfield(L, 1, "device");
     lua_getfield(L, 1, "isa");
     lua_getfield(L, 1, "memory");
+    lua_getfield(L, 1, "ranks");
     lua_Integer threads = luaL_optinteger(L, 2, 0), memory = luaL_optinteger(L, 5, 0);
     if (threads < 0 || threads > 256)
       return luaL_error(L, "runtime: threads must be 0 (all processors) to 256");
@@ -106,6 +108,7 @@ static int core_runtime(lua_State *L) {
     options.threads = (int)threads;
     options.device = luaL_optstring(L, 3, NULL);
     options.isa = luaL_optstring(L, 4, NULL);
+    options.ranks = luaL_optstring(L, 6, NULL);
     options.memory_limit = (size_t)memory;
   }
   /* stays on the stack while it is used */
@@ -129,6 +132,8 @@ static int core_runtime(lua_State *L) {
   if (status == PYR_MEMORY)     /* there is no runtime to hold a message */
     lua_pushfstring(L, "runtime: out of memory (limit: %I bytes, 0 is none)",
                     (LUAI_UACINT)options.memory_limit);
+  else if (options.ranks && *why)
+    lua_pushfstring(L, "runtime: %s", why);
   else if (status != PYR_DEVICE)
     lua_pushfstring(L, "runtime: cannot start (%s)", pyr_status_name(status));
   else if (options.device && strcmp(options.device, "cpu") != 0 && *why)
@@ -214,6 +219,38 @@ static int runtime_profile(lua_State *L) {
   return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
 }
 
+/* runtime:ranks() -> { rank =, size =, sent =, received =, swaps = } */
+static int runtime_ranks(lua_State *L) {
+  pyr_ranks_info info = pyr_runtime_get_ranks(pyr_lua_check_runtime(L, 1));
+  lua_createtable(L, 0, 5);
+  lua_pushinteger(L, info.rank), lua_setfield(L, -2, "rank");
+  lua_pushinteger(L, info.size), lua_setfield(L, -2, "size");
+  lua_pushinteger(L, info.sent), lua_setfield(L, -2, "sent");
+  lua_pushinteger(L, info.received), lua_setfield(L, -2, "received");
+  lua_pushinteger(L, info.swaps), lua_setfield(L, -2, "swaps");
+  return 1;
+}
+
+/* runtime:ranks_begin(): what follows may fail on one rank alone, and ends with
+ * runtime:ranks_end(code, message) -> true | nil, message, code: what became of it on all of them.
+ * */
+static int runtime_ranks_begin(lua_State *L) {
+  pyr_runtime_ranks_begin(pyr_lua_check_runtime(L, 1));
+  return 0;
+}
+
+static int runtime_ranks_end(lua_State *L) {
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+  const char *code = luaL_optstring(L, 2, NULL), *message = luaL_optstring(L, 3, "");
+  pyr_status status = PYR_OK;
+  while (code && status < PYR_DEVICE && strcmp(pyr_status_name(status), code) != 0) status++;
+  if (status != PYR_OK) pyr_runtime_set_error(rt, status, "%s", message);
+  status = pyr_runtime_ranks_end(rt, status);
+  if (status != PYR_OK) return pyr_lua_fail(L, rt, status);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
 static int runtime_tostring(lua_State *L) {
   runtime_box *box = luaL_checkudata(L, 1, RUNTIME);
   if (box->rt == NULL) lua_pushliteral(L, "pyramid.runtime (closed)");
@@ -232,7 +269,8 @@ void pyr_lua_open_runtime(lua_State *L) {
   static const luaL_Reg runtime_methods[] = {
     { "on_progress", runtime_on_progress }, { "threads", runtime_threads },
     { "isa", runtime_isa }, { "memory", runtime_memory }, { "memory_peak", runtime_memory_peak },
-    { "profile", runtime_profile },
+    { "profile", runtime_profile }, { "ranks", runtime_ranks },
+    { "ranks_begin", runtime_ranks_begin }, { "ranks_end", runtime_ranks_end },
     { "__tostring", runtime_tostring }, { NULL, NULL }
   };
   pyr_lua_new_class(L, RUNTIME, runtime_methods, runtime_close);

@@ -87,6 +87,10 @@ local function prompt_text()
     if args.prompt_file then cli.fail("both a prompt and --prompt-file", "Leave one out.") end
     return table.concat(args.prompt, " ")
   end
+  if args.ranks and (args.prompt_file or "-") == "-" then
+    cli.fail("standard input is one process's, and --ranks has several",
+      "Write the prompt behind the name, or give --prompt-file FILE.")
+  end
   if not args.prompt_file and picture.new(io.stdin).terminal then
     cli.fail("no prompt",
       "Write it behind the name (pyramid generate \"Once upon a time\"), or give --prompt-file "

@@ -39,47 +39,54 @@ static bool own_folder(char *path, size_t bytes) {
   return found;
 }
 
-/* Opens libpyramid_<device>.so: beside the program or library, or where `make install` puts it as
+/* Opens libpyramid_<name>.so: beside the program or library, or where `make install` puts it as
  * seen from there (bin/ and lib/; lib/lua/5.4/ and lib/). The loader's own search is not asked: an
  * empty entry of LD_LIBRARY_PATH is the current directory. */
-static pyr_status open_object(pyr_runtime *rt, const char *device, void **out) {
+static pyr_status open_object(pyr_runtime *rt, const char *label, const char *name,
+                              const char *how, void **out) {
   static const char *const beside[] = { "", "/../lib", "/../.." };
   char folder[PATH_BYTES], path[PATH_BYTES + 64];
-  const char *why = "/proc/self/maps does not tell where this library lies",
-      *how = "`make` builds it";
+  const char *why = "/proc/self/maps does not tell where this library lies";
   if (own_folder(folder, sizeof folder)) {
     for (size_t i = 0; i < sizeof beside / sizeof *beside; i++) {
-      snprintf(path, sizeof path, "%s%s/libpyramid_%s.so", folder, beside[i], device);
+      snprintf(path, sizeof path, "%s%s/libpyramid_%s.so", folder, beside[i], name);
       if (access(path, R_OK) != 0) continue;
       *out = dlopen(path, RTLD_NOW | RTLD_LOCAL);
       if (*out) return PYR_OK;
       why = dlerror();
-      return pyr_runtime_set_error(rt, PYR_DEVICE, "device \"%s\": %s cannot be loaded (%s)",
-                                   device, path, why ? why : "no reason given");
+      return pyr_runtime_set_error(rt, PYR_DEVICE, "%s: %s cannot be loaded (%s)", label, path,
+                                   why ? why : "no reason given");
     }
     snprintf(path, sizeof path, "it is not in %.*s, ../lib or ../.. from there", PATH_BYTES / 2,
              folder);
     why = path;
   }
-  if (strcmp(device, "cuda") == 0)
-    how = "build it where nvcc is with `make cuda`, and put it beside the program";
+  return pyr_runtime_set_error(rt, PYR_DEVICE, "%s: libpyramid_%s.so cannot be loaded; %s (%s)",
+                               label, name, how, why);
+}
+
+pyr_status pyr_plugin_open(pyr_runtime *rt, const char *label, const char *name,
+                           const char *symbol, const char *how, void **out) {
+  void *object;
+  PYR_TRY(open_object(rt, label, name, how, &object));
+  *out = dlsym(object, symbol);
+  if (*out) return PYR_OK;
   return pyr_runtime_set_error(rt, PYR_DEVICE,
-                               "device \"%s\": libpyramid_%s.so cannot be loaded; %s (%s)", device,
-                                   device, how, why);
+                               "%s: libpyramid_%s.so is not what its name says: build it again",
+                               label, name);
 }
 
 pyr_status pyr_device_backend_open(pyr_runtime *rt, const char *device, const char *isa,
                                    pyr_backend *be) {
   static const pyr_device_host host = { PYR_DEVICE_VERSION, pyr_alloc, pyr_release, pyr_charge,
                                         pyr_discharge, pyr_runtime_set_error };
-  void *object;
-  pyr_status status = open_object(rt, device, &object);
-  if (status != PYR_OK) return status;
   pyr_device_open_fn open;
-  *(void **)&open = dlsym(object, PYR_DEVICE_OPEN);
-  if (!open)
-    return pyr_runtime_set_error(rt, PYR_DEVICE,
-                                 "device \"%s\": libpyramid_%s.so is no backend: build it again",
-                                     device, device);
+  char label[64];
+  void *symbol;
+  snprintf(label, sizeof label, "device \"%s\"", device);
+  PYR_TRY(pyr_plugin_open(rt, label, device, PYR_DEVICE_OPEN, strcmp(device, "cuda") == 0
+                          ? "build it where nvcc is with `make cuda`, and put it beside the program"
+                          : "`make` builds it", &symbol));
+  *(void **)&open = symbol;
   return open(&host, rt, isa, be);
 }

@@ -1,5 +1,5 @@
 /* plugin.h — backends that live in shared objects of their own and are opened at run time: "cuda"
- * and "emulated".
+ * and "emulated"; and how any such object is found.
  *
  * Such an object exports one function, PYR_DEVICE_OPEN, of type pyr_device_open_fn. It calls
  * nothing of the core by name, as the core may be linked into a program that exports nothing: what
@@ -48,6 +48,11 @@ typedef pyr_status (*pyr_device_open_fn)(const pyr_device_host *host, pyr_runtim
                                          const char *isa, struct pyr_backend *be);
 
 bool pyr_device_known(const char *device);   /* "cuda" and "emulated" */
+
+/* What `symbol` is in libpyramid_<name>.so, which stays loaded. PYR_DEVICE: the message begins with
+ * `label`, and says `how` to come by the object. */
+pyr_status pyr_plugin_open(pyr_runtime *rt, const char *label, const char *name,
+                           const char *symbol, const char *how, void **out);
 
 /* Opens the backend of a known device. PYR_DEVICE with a message that says what is missing and what
  * to do. The object stays loaded until the process ends, as drivers want it. */

@@ -60,6 +60,8 @@ struct pyr_runtime {
   pyr_worker *workers;
   struct pyr_backend *backend;
   void (*close)(struct pyr_backend *backend);
+  struct pyr_ranks *ranks;
+  void (*close_ranks)(struct pyr_ranks *ranks);
   char message[PYR_MESSAGE_BYTES];
 };
 
@@ -341,6 +343,12 @@ void pyr_runtime_set_backend(pyr_runtime *rt, struct pyr_backend *backend,
   rt->close = close;
 }
 
+void pyr_runtime_set_ranks(pyr_runtime *rt, struct pyr_ranks *ranks,
+                           void (*close)(struct pyr_ranks *ranks)) {
+  rt->ranks = ranks;
+  rt->close_ranks = close;
+}
+
 pyr_runtime *pyr_runtime_retain(pyr_runtime *rt) {
   atomic_fetch_add(&rt->refs, 1);
   return rt;
@@ -348,6 +356,7 @@ pyr_runtime *pyr_runtime_retain(pyr_runtime *rt) {
 
 void pyr_runtime_free(pyr_runtime *rt) {
   if (rt == NULL || atomic_fetch_sub(&rt->refs, 1) != 1) return;
+  if (rt->close_ranks) rt->close_ranks(rt->ranks);
   if (rt->close) rt->close(rt->backend);
   team_stop(rt);
   rt->alloc(rt->alloc_ud, rt, sizeof *rt, 0);
@@ -355,3 +364,4 @@ void pyr_runtime_free(pyr_runtime *rt) {
 
 int pyr_runtime_threads(const pyr_runtime *rt) { return rt->threads; }
 struct pyr_backend *pyr_runtime_backend(const pyr_runtime *rt) { return rt->backend; }
+struct pyr_ranks *pyr_runtime_ranks(const pyr_runtime *rt) { return rt->ranks; }

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 
 struct pyr_backend;
+struct pyr_ranks;
 
 enum { PYR_THREADS_MAX = 256 };
 
@@ -64,5 +65,10 @@ pyr_status pyr_runtime_make(const pyr_runtime_options *options, pyr_runtime **ou
 void pyr_runtime_set_backend(pyr_runtime *rt, struct pyr_backend *backend,
                              void (*close)(struct pyr_backend *backend));
 struct pyr_backend *pyr_runtime_backend(const pyr_runtime *rt);
+/* The same of the processes that compute together (ranks/ranks.h), closed before the backend. NULL:
+ * it is alone. */
+void pyr_runtime_set_ranks(pyr_runtime *rt, struct pyr_ranks *ranks,
+                           void (*close)(struct pyr_ranks *ranks));
+struct pyr_ranks *pyr_runtime_ranks(const pyr_runtime *rt);
 
 #endif

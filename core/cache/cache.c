@@ -600,6 +600,16 @@ void pyr_lane_replace(pyr_cache *cache, pyr_lane *lane, pyr_lane *made, int64_t 
 
 /* ---- caches ---------------------------------------------------------------------------------- */
 
+/* Of several ranks, room for what pyr_cache_level swaps: two numbers a layer, of each and of its
+ * own. Of 30 layers and two ranks 1,440 bytes, taken with the cache, so that looking cannot fail
+ * for want of them when rows have gone already. Plans that run at the end of a step come to that
+ * point with nothing to go back to. */
+static size_t lengths_bytes(const pyr_cache *cache) {
+  const pyr_model *model = cache->pool->model;
+  if (!model->ranks) return 0;
+  return 2 * (size_t)cache->layers * (size_t)(pyr_ranks_size(model->ranks) + 1) * sizeof(int64_t);
+}
+
 /* No trigger, nothing tracked. A track code of PYR_SCORE_CODES is that of no signal. */
 static void reset_states(pyr_cache *cache) {
   memset(cache->states, 0, (size_t)cache->layers * sizeof *cache->states);
@@ -623,7 +633,9 @@ pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *pol
   cache->lane_list = pyr_alloc_zero(rt, lanes * sizeof *cache->lane_list);
   cache->strides = pyr_alloc_zero(rt, (size_t)cache->layers * sizeof *cache->strides);
   cache->states = pyr_alloc_zero(rt, (size_t)cache->layers * sizeof *cache->states);
-  if (!cache->lane_list || !cache->states || !cache->strides) {
+  size_t lengths = lengths_bytes(cache);
+  if (lengths) cache->lengths = pyr_alloc_zero(rt, lengths);
+  if (!cache->lane_list || !cache->states || !cache->strides || (lengths && !cache->lengths)) {
     pyr_cache_free(cache);
     return pyr_nomem(rt, lanes * sizeof *cache->lane_list, "a cache's lanes");
   }
@@ -672,6 +684,7 @@ void pyr_cache_free(pyr_cache *cache) {
   if (cache->lane_list)
     pyr_release(rt, cache->lane_list,
                 (size_t)cache->layers * (size_t)cache->heads * sizeof *cache->lane_list);
+  pyr_release(rt, cache->lengths, lengths_bytes(cache));
   if (cache->states) pyr_release(rt, cache->states, (size_t)cache->layers * sizeof *cache->states);
   if (cache->strides)
     pyr_release(rt, cache->strides, (size_t)cache->layers * sizeof *cache->strides);
@@ -718,6 +731,7 @@ pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out) {
   if (status != PYR_OK) return status;
   (void)pyr_cache_on_trace(copy, &cache->tracer);
   (void)pyr_cache_on_prepare(copy, &cache->preparer);
+  copy->uneven = cache->uneven;
   memcpy(copy->states, cache->states, (size_t)cache->layers * sizeof *cache->states);
   copy->tokens = cache->tokens;
   copy->prompt = cache->prompt;
@@ -789,9 +803,73 @@ int64_t pyr_cache_evicted(const pyr_cache *cache) {
   return cache->evicted + (cache->below ? pyr_cache_evicted(cache->below) : 0);
 }
 
+/* Of three K/V heads and two ranks head 2 is the second rank's lane 1, and nobody's on the first;
+ * with copies the lowest rank that has one tells.
+ *
+ * Which lane of this rank's a head of the whole model is, -1: another's; and who tells of it. */
+static int own_lane(const pyr_model *model, int head, int *teller) {
+  *teller = 0;
+  if (!model->ranks) return head;
+  for (int r = pyr_ranks_size(model->ranks) - 1; r >= 0; r--) {
+    pyr_slice lanes = model->parts[r].lanes;
+    if (head >= lanes.first && head < lanes.first + lanes.count) *teller = r;
+  }
+  pyr_slice own = pyr_model_part(model)->lanes;
+  return head >= own.first && head < own.first + own.count ? head - own.first : -1;
+}
+
+/* Of several ranks everybody asks, and whoever has the lane tells: 8 bytes. -1 also where the
+ * others have gone, which the next call that has a status says. */
 int64_t pyr_cache_rows(const pyr_cache *cache, int layer, int head) {
-  if (layer < 0 || layer >= cache->layers || head < 0 || head >= cache->heads) return -1;
-  return pyr_cache_lane_rows(cache, (int64_t)layer * cache->heads + head);
+  const pyr_model *model = cache->pool->model;
+  int teller;
+  if (layer < 0 || layer >= cache->layers || head < 0 || head >= model->whole.kv_heads) return -1;
+  int own = own_lane(model, head, &teller);
+  int64_t rows = own < 0 ? 0 : pyr_cache_lane_rows(cache, (int64_t)layer * cache->heads + own),
+      all[PYR_RANKS_MAX];
+  if (!model->ranks) return rows;
+  pyr_ranks_begin(cache->pool->rt);
+  pyr_status status = pyr_ranks_tell(model->ranks, &rows, 1, all);
+  pyr_ranks_leave(cache->pool->rt);
+  return status == PYR_OK ? all[teller] : -1;
+}
+
+/* One exchange of two numbers a layer, the longest and the shortest of a rank's lanes. Of three
+ * lanes of 40, 52 and 31 rows in a layer, the first on rank 0 and the others on rank 1:
+ *
+ *     rank    tells      the longest is 52, the shortest 31     more   uneven
+ *     0       40 40                                              12    yes
+ *     1       52 31                                               0    yes
+ *
+ * so that both say 52 rows where a policy asks how many the layer has, and go on saying the same,
+ * as every lane gets a row with every token. Without a policy lanes are as long as each other, and
+ * nothing is asked; a cache that was cut by a policy lent to it remembers that it was. */
+pyr_status pyr_cache_level(pyr_cache *cache) {
+  const pyr_model *model = cache->pool->model;
+  bool cut = cache->policy.prefill || cache->policy.decode;
+  if (!model->ranks || !(cut || cache->uneven)) return PYR_OK;   /* else all are of one length */
+  cache->uneven = true;
+  int size = pyr_ranks_size(model->ranks);
+  size_t count = 2 * (size_t)cache->layers;
+  int64_t *all = cache->lengths, *mine = all + count * (size_t)size;
+  for (int layer = 0; layer < cache->layers; layer++) {
+    cache->states[layer].more = 0;
+    mine[2 * layer] = pyr_cache_layer_rows(cache, layer);
+    mine[2 * layer + 1] = mine[2 * layer];
+    for (int head = 0; head < cache->heads; head++)
+      mine[2 * layer + 1] = pyr_min(mine[2 * layer + 1], pyr_cache_lane(cache, layer, head)->rows);
+  }
+  pyr_status status = pyr_ranks_tell(model->ranks, mine, (int)count, all);
+  for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) {
+    int64_t longest = mine[2 * layer], shortest = mine[2 * layer + 1];
+    for (int r = 0; r < size; r++) {
+      longest = pyr_max(longest, all[(size_t)r * count + 2 * (size_t)layer]);
+      shortest = pyr_min(shortest, all[(size_t)r * count + 2 * (size_t)layer + 1]);
+    }
+    cache->states[layer].more = longest - mine[2 * layer];
+    cache->states[layer].uneven = shortest < longest;
+  }
+  return status;
 }
 
 /* Lanes differ in length where plans gave each its own share (share = "pool", mass, `keep` by
@@ -799,10 +877,10 @@ int64_t pyr_cache_rows(const pyr_cache *cache, int layer, int head) {
 int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer) {
   const pyr_stride *stride = &cache->strides[layer];
   int64_t rows = 0, first = (int64_t)layer * cache->heads;
-  if (stride->on) return stride->longest + stride->ahead;
+  if (stride->on) return stride->longest + stride->ahead + cache->states[layer].more;
   for (int head = 0; head < cache->heads; head++)
     rows = pyr_max(rows, cache->lane_list[first + head].rows);
-  return rows;
+  return rows + cache->states[layer].more;
 }
 
 /* What scratch is reserved by, as operations run over lanes of any tier. */
@@ -820,15 +898,38 @@ bool pyr_cache_lies_below(const pyr_cache *cache, int layer) {
 
 bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer) {
   int64_t first = (int64_t)layer * cache->heads;
+  if (cache->states[layer].uneven) return false;
   for (int head = 1; head < cache->heads; head++)
     if (cache->lane_list[first + head].rows != cache->lane_list[first].rows) return false;
   return true;
 }
 
-/* Waits for the device, if there is one. */
+/* Of several ranks, whoever has the lane tells the others: how many rows, and then 4 bytes of each.
+ * All have asked pyr_cache_rows before, which said the same on all, so that there is room. */
 pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head, int32_t *out) {
+  const pyr_model *model = cache->pool->model;
+  pyr_runtime *rt = cache->pool->rt;
+  int teller;
+  if (!model->ranks || layer < 0 || layer >= cache->layers || head < 0
+      || head >= model->whole.kv_heads) return pyr_lane_positions(cache, layer, head, out);
+  int own = own_lane(model, head, &teller), rank = pyr_ranks_rank(model->ranks);
+  int64_t rows = own >= 0 ? pyr_cache_lane(cache, layer, own)->rows : 0, all[PYR_RANKS_MAX];
+  size_t bytes[PYR_RANKS_MAX] = { 0 };
+  pyr_ranks_begin(rt);
+  pyr_status status = pyr_ranks_tell(model->ranks, &rows, 1, all);
+  if (status == PYR_OK) {
+    bytes[teller] = (size_t)all[teller] * sizeof *out;
+    if (rank == teller) status = pyr_lane_positions(cache, layer, own, out);
+    status = pyr_ranks_gather_known(model->ranks, out, bytes, out);
+  }
+  pyr_ranks_leave(rt);
+  return status;
+}
+
+/* Waits for the device, if there is one. */
+pyr_status pyr_lane_positions(const pyr_cache *cache, int layer, int head, int32_t *out) {
   pyr_backend *be = cache->pool->be;
-  if (pyr_cache_rows(cache, layer, head) < 0)
+  if (layer < 0 || layer >= cache->layers || head < 0 || head >= cache->heads)
     return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT, "no lane at layer %d, head %d",
                                  layer + 1, head + 1);
   const pyr_lane *lane = pyr_cache_lane(cache, layer, head);
@@ -934,8 +1035,19 @@ size_t pyr_cache_tier_bytes(const pyr_cache *cache, pyr_tier tier) {
 /* Two layers of two lanes have seen 10 tokens, and hold 10, 10, 6 and 6 rows: 32 of 40, 0.8. With 2
  * more of each of the last two in a lower tier it is 36 of 40. */
 double pyr_cache_fraction(const pyr_cache *cache) {
-  int64_t lanes = pyr_cache_lane_count(cache), rows = 0;
+  const pyr_model *model = cache->pool->model;
+  int64_t lanes = pyr_cache_lane_count(cache), rows = 0, all[PYR_RANKS_MAX];
   for (const pyr_cache *at = cache; at; at = at->below)
     for (int64_t i = 0; i < lanes; i++) rows += pyr_cache_lane_rows(at, i);
+  /* of several ranks the sum over all: of two that hold 300 and 500 rows of the lanes that are
+   * theirs 800; a copy of a lane counts once */
+  if (model->ranks) {
+    pyr_ranks_begin(cache->pool->rt);
+    if (pyr_ranks_tell(model->ranks, &rows, 1, all) == PYR_OK) rows = 0;
+    for (int r = 0; r < pyr_ranks_size(model->ranks) && rows >= 0; r++)
+      rows += model->parts[r].copy == 0 ? all[r] : 0;
+    lanes = (int64_t)cache->layers * model->whole.kv_heads;
+    pyr_ranks_leave(cache->pool->rt);
+  }
   return cache->tokens ? (double)rows / ((double)lanes * (double)cache->tokens) : 1.0;
 }

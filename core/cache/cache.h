@@ -63,6 +63,9 @@ typedef struct pyr_layer_state {  /* what decode plans need to know of a layer *
   int64_t turned;          /* compact: the rows that were there at the last cut; what came since
                               lies as it came */
   pyr_read read;           /* what steps read; rows 0: all */
+  int64_t more;            /* of several ranks: rows that the layer's longest lane has more than
+                              this rank's (pyr_cache_level) … */
+  bool uneven;             /* … and whether lanes of different ranks differ in length */
 } pyr_layer_state;
 
 /* A layer whose lanes grow by a row a step, without being looked at (stride.c). */
@@ -103,6 +106,8 @@ struct pyr_cache {
                               NULL: none. Tokens, counters and policy are the hot tier's */
   const pyr_measure *began;  /* of the moment when the call began that is running, where it has a
                                 way back; else NULL */
+  int64_t *lengths;        /* of several ranks: scratch of pyr_cache_level; else NULL */
+  bool uneven;             /* … which has had to look */
   char *note;              /* [note_bytes] what the file that it was loaded from held for its saver;
                               NULL: nothing */
   size_t note_bytes;
@@ -161,6 +166,8 @@ static inline bool pyr_trigger_tracks_max(const pyr_trigger *trigger) {
   return trigger->track.code == PYR_S_ATTENTION && trigger->track.a == PYR_MAX;
 }
 
+/* Of this rank's lanes: as pyr_cache_positions. */
+pyr_status pyr_lane_positions(const pyr_cache *cache, int layer, int head, int32_t *out);
 pyr_lane_view pyr_lane_get_view(const pyr_lane *lane);
 int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer);   /* of its longest lane */
 bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer);      /* whether all are as long */
@@ -243,6 +250,10 @@ pyr_status pyr_lane_remake(pyr_cache *cache, const pyr_lane *lane, int64_t skip,
 void pyr_lane_replace(pyr_cache *cache, pyr_lane *lane, pyr_lane *made, int64_t same);
 /* It is empty then, and may be used again. */
 void pyr_lane_free(pyr_cache *cache, pyr_lane *lane);
+
+/* Of several ranks: tells how long the lanes of each are, where plans may have made them unequal.
+ * All of them call it, when rows have gone. PYR_DEVICE alone: takes no memory. */
+pyr_status pyr_cache_level(pyr_cache *cache);
 
 /* Rows have changed: what a probe found out of them goes, and a trial of them ends. */
 void pyr_cache_rows_changed(pyr_cache *cache);

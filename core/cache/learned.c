@@ -7,7 +7,7 @@
 enum { ALIGNED = 16 };
 
 pyr_status pyr_learned_new(pyr_pool *pool, int32_t number, const float *values, int32_t layers,
-                           int32_t heads, int64_t width, pyr_learned **out) {
+                           int32_t heads, int64_t apart, int64_t width, pyr_learned **out) {
   pyr_runtime *rt = pool->rt;
   pyr_backend *be = pool->be;
   pyr_status status = PYR_OK;
@@ -24,7 +24,7 @@ pyr_status pyr_learned_new(pyr_pool *pool, int32_t number, const float *values, 
   map->refs = 1, map->number = number, map->heads = heads, map->width = width;
   map->biases = map->weights + layers * map->step;
   for (int64_t lane = 0; lane < (int64_t)layers * heads && status == PYR_OK; lane++) {
-    const float *from = values + lane * (width + 1);
+    const float *from = values + (lane / heads * apart + lane % heads) * (width + 1);
     float *to = map->weights + lane / heads * map->step + lane % heads * width;
     status = be->upload(be, to, from, (size_t)width * sizeof *from);
     if (status == PYR_OK)

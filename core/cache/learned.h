@@ -25,9 +25,11 @@ typedef struct pyr_learned {
   size_t bytes;            /* of the block that both lie in */
 } pyr_learned;
 
-/* values: host [layers * heads, width + 1], layer after layer, b last. PYR_MEMORY. */
+/* values: host [layers][heads, width + 1], b last, layers `apart` heads from each other.
+ * PYR_MEMORY.
+ */
 pyr_status pyr_learned_new(pyr_pool *pool, int32_t number, const float *values, int32_t layers,
-                           int32_t heads, int64_t width, pyr_learned **out);
+                           int32_t heads, int64_t apart, int64_t width, pyr_learned **out);
 pyr_learned *pyr_learned_retain(pyr_learned *map);   /* NULL is legal */
 void pyr_learned_free(pyr_learned *map);             /* NULL is legal */
 /* The scores of n tokens: out [n, heads] of in [n, width], by the map of one layer. */

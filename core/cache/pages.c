@@ -3,6 +3,7 @@
 #include "base/dtype.h"
 #include "base/rowbits.h"
 #include "base/versioned.h"
+#include "ranks/ranks.h"
 
 static bool on_cpu(const pyr_dtype_info *info) { return info->cpu & PYR_KERNEL_ROWS; }
 static bool on_device(const pyr_dtype_info *info) { return info->device & PYR_KERNEL_ROWS; }
@@ -328,6 +329,8 @@ pyr_status pyr_pool_add_tier(pyr_pool *pool, const pyr_tier_options *options) {
   pyr_pool *last = pool, *made = NULL;
   const char *fault = pyr_take_options(&o, sizeof o, sizeof o, options);
   if (fault) return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT, "a tier: %s", fault);
+  if (pyr_ranks_size(pyr_runtime_ranks(pool->rt)) > 1)
+    return pyr_runtime_set_error(pool->rt, PYR_UNSUPPORTED, "tiers: several ranks have none yet");
   while (last->below) last = last->below;
   PYR_TRY(check_tier(pool, last, &o));
   PYR_TRY(pyr_pool_new_packed(pool->model, o.dtype, o.k, o.v, o.file ? 0 : o.bytes, &made));

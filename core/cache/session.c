@@ -29,6 +29,7 @@
 #include "base/rowbits.h"
 #include "base/fingerprint.h"
 #include "model/model.h"
+#include "policy/ranked.h"
 #include "policy/score.h"
 
 #include <errno.h>
@@ -79,6 +80,8 @@ typedef struct pyr_cache_header {
 typedef struct pyr_stream {
   FILE *file;                      /* reading */
   pyr_output *out;                 /* writing */
+  char *memory;                    /* writing, of a rank that another writes for: … */
+  size_t used, room;               /* … so much of it */
   const char *path;
   pyr_runtime *rt;
   uint64_t hash;
@@ -88,6 +91,14 @@ typedef struct pyr_stream {
 /* The check is taken along as bytes go out, so that nothing is read twice; likewise in `get`. */
 static pyr_status put(pyr_stream *s, const void *data, size_t bytes) {
   char why[PYR_WHY_BYTES];
+  if (s->memory) {
+    if (bytes > s->room - s->used)
+      return pyr_runtime_set_error(s->rt, PYR_MEMORY, "%s: a lane is longer than its room",
+                                   s->path);
+    if (bytes) memcpy(s->memory + s->used, data, bytes);
+    s->used += bytes;
+    return PYR_OK;
+  }
   s->hash = pyr_fnv(s->hash, data, bytes);
   return pyr_output_write(s->out, data, bytes, why) ? PYR_OK
       : pyr_runtime_set_error(s->rt, pyr_disk_status(), "%s", why);
@@ -140,6 +151,7 @@ static uint64_t switches_hash(const pyr_model *model, uint64_t hash) {
   hash = pyr_fnv(hash, numbers, sizeof numbers);
   hash = pyr_fnv(hash, &c->norm_eps, sizeof c->norm_eps);
   hash = pyr_fnv(hash, c->window, (size_t)c->layers * sizeof *c->window);
+  c = &model->whole;               /* the slopes of all heads, of whatever rank */
   return c->slopes ? pyr_fnv(hash, c->slopes, (size_t)c->heads * sizeof *c->slopes) : hash;
 }
 
@@ -172,7 +184,7 @@ static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
   h->version = cache->below ? PYR_CACHE_TIERED : PYR_CACHE_VERSION;
   h->order = PYR_CACHE_ORDER;
   h->layers = cache->layers;
-  h->heads = cache->heads;
+  h->heads = model->whole.kv_heads;
   h->head_dim = cache->pool->layout.head_dim;
   h->dtype = dtype_of(cache->pool->layout);
   h->arithmetic = switches_hash(model, rope_hash(model));
@@ -328,6 +340,98 @@ static pyr_status save_tiers(pyr_stream *s, const pyr_cache *cache, char *buffer
   return PYR_OK;
 }
 
+/* Of several ranks, of all their lanes, a copy counting once. */
+static pyr_status sum_evicted(const pyr_cache *cache, int64_t *evicted) {
+  const pyr_model *model = cache->pool->model;
+  int64_t all[PYR_RANKS_MAX];
+  if (!model->ranks) return PYR_OK;
+  PYR_TRY(pyr_ranks_tell(model->ranks, evicted, 1, all));
+  *evicted = 0;
+  for (int r = 0; r < pyr_ranks_size(model->ranks); r++)
+    *evicted += model->parts[r].copy == 0 ? all[r] : 0;
+  return PYR_OK;
+}
+
+/* Of a K/V head on two ranks each copy tracks what its own query heads gave: .3 (2 heads) and .6
+ * (1) are .4 of the head, which is what the file has. The positions and rows of both are the same.
+ *
+ * What copies of a lane were given becomes what its head was given, while it is written. */
+static pyr_status save_whole(pyr_stream *s, const pyr_cache *cache, int layer, int own,
+                             bool teller, char *buffer, void *rows_buffer) {
+  pyr_lane lane = *pyr_cache_lane(cache, layer, own);
+  size_t bytes = (size_t)lane.rows * sizeof(float);
+  float *whole = NULL;
+  pyr_status status = PYR_OK;
+  if (lane.history && bytes && pyr_model_part(cache->pool->model)->copies > 1) {
+    const pyr_set set = { cache, layer, false };
+    whole = pyr_alloc(s->rt, bytes);
+    if (!whole) return pyr_nomem(s->rt, bytes, "saving a cache");
+    status = pyr_reduce_heads(&set, PYR_OF_HISTORY, whole, lane.history, 1, lane.rows, lane.rows,
+                              PYR_MEAN, 1.0f);
+    lane.history = whole;
+  }
+  if (status == PYR_OK && teller)
+    status = save_lane(s, cache, &lane, buffer, rows_buffer, &cache->states[layer]);
+  pyr_release(s->rt, whole, bytes);
+  return status;
+}
+
+/* One lane's way from the rank that has it to the file; h1 is rank 1's, h0 the writer's own:
+ *
+ *     rank 0    h0 -> file     hears "4,210 bytes"     has room?    <- bytes -> file
+ *     rank 1    waits          tells "4,210 bytes"     agreed       bytes ->
+ *
+ * The lane of a head of several ranks: whoever has it makes its bytes, rank 0 writes them. One lane
+ * at a time, so that rank 0 holds the bytes of one. */
+static pyr_status save_ranked(pyr_stream *s, const pyr_cache *cache, int layer, int head,
+                              char *buffer, void *rows_buffer) {
+  const pyr_model *model = cache->pool->model;
+  int rank = pyr_ranks_rank(model->ranks), teller = 0;
+  while (head >= model->parts[teller].lanes.first + model->parts[teller].lanes.count) teller++;
+  pyr_slice lanes = pyr_model_part(model)->lanes;
+  bool have = head >= lanes.first && head < lanes.first + lanes.count;
+  pyr_stream to = { .path = s->path, .rt = s->rt };
+  pyr_status status = PYR_OK;
+  int64_t size, all[PYR_RANKS_MAX];
+  if (have && rank == teller && rank != 0) {
+    int64_t rows = pyr_cache_lane(cache, layer, head - lanes.first)->rows;
+    to.room = 64 + (size_t)rows * 12 + pyr_frame_bytes(cache->pool->layout.head_dim)
+        + (size_t)(rows / PYR_PAGE_ROWS + 1) * (largest_page(cache->pool) + 1);
+    to.memory = pyr_alloc(s->rt, to.room);
+    if (!to.memory) return pyr_nomem(s->rt, to.room, "saving a cache");
+  }
+  if (have)
+    status = save_whole(to.memory ? &to : s, cache, layer, head - lanes.first, rank == teller,
+                        buffer, rows_buffer);
+  size = (int64_t)to.used;
+  if (status == PYR_OK) status = pyr_ranks_tell(model->ranks, &size, 1, all);
+  char *bytes = NULL;
+  size_t length = status == PYR_OK ? (size_t)all[teller] : 0;
+  if (status == PYR_OK && rank == 0 && teller != 0) {
+    bytes = pyr_alloc(s->rt, length);
+    if (!bytes) status = pyr_nomem(s->rt, length, "saving a cache");
+  }
+  status = pyr_ranks_agree(s->rt, status);   /* whether there is room where they go */
+  if (status == PYR_OK) status = pyr_ranks_bring(model->ranks, teller, to.memory, length, bytes);
+  if (status == PYR_OK && bytes) status = put(s, bytes, length);
+  pyr_release(s->rt, bytes, length);
+  pyr_release(s->rt, to.memory, to.room);
+  return status;
+}
+
+/* In the order of layers and heads of the whole model, whoever has them: so the file is the same by
+ * whatever number of ranks it is written, and one process's. */
+static pyr_status save_lanes(pyr_stream *s, const pyr_cache *cache, char *buffer,
+                             void *rows_buffer) {
+  const pyr_model *model = cache->pool->model;
+  for (int layer = 0; layer < cache->layers; layer++)
+    for (int head = 0; head < model->whole.kv_heads; head++)
+      if (model->ranks) PYR_TRY(save_ranked(s, cache, layer, head, buffer, rows_buffer));
+      else PYR_TRY(save_lane(s, cache, pyr_cache_lane(cache, layer, head), buffer, rows_buffer,
+                             &cache->states[layer]));
+  return PYR_OK;
+}
+
 /* Without a note: its length is 0. */
 pyr_status pyr_cache_save(const pyr_cache *cache, const char *path) {
   return pyr_cache_save_note(cache, path, NULL, 0);
@@ -347,29 +451,28 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
   char *buffer = pyr_alloc(rt, page_bytes), why[PYR_WHY_BYTES];
   void *rows_buffer = NULL;
   pyr_output out = { .file = NULL };
-  pyr_stream s = { NULL, &out, path, rt, PYR_FNV_START, 0 };
+  pyr_stream s = { .out = &out, .path = path, .rt = rt, .hash = PYR_FNV_START };
+  bool writes = pyr_ranks_rank(cache->pool->model->ranks) == 0;
   pyr_cache_header header;
   pyr_status status = PYR_OK;
+  pyr_ranks_begin(rt);
   rows_buffer = pyr_alloc(rt, rows_bytes);
-  if (!buffer || !rows_buffer) {
-    status = pyr_nomem(rt, rows_bytes + page_bytes, "saving a cache");
-    goto done;
-  }
-  if (!pyr_output_open(&out, path, why)) {
+  if (!buffer || !rows_buffer) status = pyr_nomem(rt, rows_bytes + page_bytes, "saving a cache");
+  else if (writes && !pyr_output_open(&out, path, why))
     status = pyr_runtime_set_error(rt, pyr_disk_status(), "%s", why);
-    goto done;
-  }
+  status = pyr_ranks_agree(rt, status);
+  if (status != PYR_OK) goto done;
   fill_header(cache, &header);
-  status = put(&s, &header, sizeof header);
-  for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) {
+  status = sum_evicted(cache, &header.evicted);
+  if (status == PYR_OK && writes) status = put(&s, &header, sizeof header);
+  for (int layer = 0; layer < cache->layers && status == PYR_OK && writes; layer++) {
     int64_t numbers[STATE];
     pack_state(&cache->states[layer], numbers);
     status = put(&s, numbers, sizeof numbers);
   }
-  for (int64_t i = 0; i < pyr_cache_lane_count(cache) && status == PYR_OK; i++)
-    status = save_lane(&s, cache, &pyr_cache_lanes(cache)[i], buffer, rows_buffer,
-                       &cache->states[i / cache->heads]);
-  if (status == PYR_OK) status = save_tiers(&s, cache, buffer, rows_buffer);
+  if (status == PYR_OK) status = save_lanes(&s, cache, buffer, rows_buffer);
+  if (status != PYR_OK || !writes) goto done;
+  status = save_tiers(&s, cache, buffer, rows_buffer);
   if (status == PYR_OK) status = put(&s, &note_bytes, sizeof note_bytes);
   if (status == PYR_OK) status = put(&s, note, length);
   uint64_t sum = s.hash;
@@ -377,6 +480,7 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
   if (status == PYR_OK && !pyr_output_commit(&out, why))
     status = pyr_runtime_set_error(rt, pyr_disk_status(), "%s", why);
 done:
+  status = pyr_ranks_end(rt, status);
   pyr_output_abandon(&out);
   pyr_release(rt, buffer, page_bytes);
   pyr_release(rt, rows_buffer, rows_bytes);
@@ -625,7 +729,7 @@ static pyr_status load_note(pyr_stream *s, pyr_cache *cache) {
  * asked for it anew. What else its trigger says stands in the file. */
 static pyr_status load_track(pyr_stream *s, pyr_cache *cache, int layer) {
   const pyr_policy *policy = &cache->policy;
-  const pyr_model_config *c = &cache->pool->model->config;
+  const pyr_model_config *c = &cache->pool->model->whole;
   pyr_layer_state *state = &cache->states[layer];
   pyr_trigger now = { .track = { .code = PYR_SCORE_CODES } };
   const pyr_shape shape = { .layer = layer, .layers = c->layers, .heads = c->heads,
@@ -673,6 +777,35 @@ static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer, bool sa
       : PYR_OK;
 }
 
+/* Of a file with lanes h0, h1 and h2 of each layer, on two ranks:
+ *
+ *     rank 0    keeps h0, reads h1 and h2 and lets them go
+ *     rank 1    reads h0 and lets it go, keeps h1 and h2
+ *
+ * so all of them check all of it, and none needs the others for that.
+ *
+ * Every rank reads the whole file, and keeps the lanes that are its own: others are read into a
+ * lane that goes again. What a copy of a lane is given from here on is added to what its head had.
+ * */
+static pyr_status load_lanes(pyr_stream *s, pyr_cache *cache, char *buffer) {
+  const pyr_model *model = cache->pool->model;
+  int64_t lanes = pyr_cache_lane_count(cache), held = 0;
+  pyr_slice own = model->ranks ? pyr_model_part(model)->lanes
+      : (pyr_slice){ 0, cache->heads };
+  for (int layer = 0; layer < cache->layers; layer++)
+    for (int head = 0; head < model->whole.kv_heads; head++) {
+      pyr_lane other = { 0 };
+      bool mine = head >= own.first && head < own.first + own.count;
+      pyr_lane *lane = mine ? pyr_cache_lane(cache, layer, head - own.first) : &other;
+      pyr_status status = load_lane(s, cache, cache->tokens, lane, buffer, &cache->states[layer]);
+      if (!mine) pyr_lane_free(cache, &other);
+      PYR_TRY(status);
+    }
+  for (int64_t i = 0; i < lanes; i++) held += pyr_cache_lane_rows(cache, i);
+  if (model->ranks) cache->evicted = lanes * cache->tokens - held;
+  return PYR_OK;
+}
+
 /* A new cache is filled and handed out only when the check has matched; else it is freed, pages
  * and all, and *out is as it was. The check comes last, so every field before it is checked by
  * itself first: nothing in between may trust the file. */
@@ -682,18 +815,22 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   pyr_cache *cache = NULL;
   char *buffer = NULL;
   char why[PYR_WHY_BYTES];
-  int fd;
+  int fd = -1;
   uint64_t size;
   bool same = false;
   uint64_t sum = 0, expected;
-  pyr_stream s = { NULL, NULL, path, rt, PYR_FNV_START, 0 };
+  pyr_stream s = { .path = path, .rt = rt, .hash = PYR_FNV_START };
   pyr_status status = PYR_OK;
-  if (!pyr_disk_open(path, &fd, &size, why))
-    return pyr_runtime_set_error(rt, pyr_disk_status(), "%s", why);
+  pyr_ranks_begin(rt);
+  if (!pyr_disk_open(path, &fd, &size, why)) {
+    status = pyr_runtime_set_error(rt, pyr_disk_status(), "%s", why);
+    goto done;
+  }
   s.file = fdopen(fd, "rb");
   if (!s.file) {
     close(fd);
-    return pyr_nomem(rt, BUFSIZ, "loading a cache");
+    status = pyr_nomem(rt, BUFSIZ, "loading a cache");
+    goto done;
   }
   if (size < sizeof(pyr_cache_header) + sizeof sum) {
     status = pyr_runtime_set_error(rt, PYR_FORMAT, "%s: too short to be a saved cache", path);
@@ -710,9 +847,7 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   status = load_header(&s, cache, &same);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
     status = load_state(&s, cache, layer, same);
-  for (int64_t i = 0; i < pyr_cache_lane_count(cache) && status == PYR_OK; i++)
-    status = load_lane(&s, cache, cache->tokens, &pyr_cache_lanes(cache)[i], buffer,
-                       &cache->states[i / cache->heads]);
+  if (status == PYR_OK) status = load_lanes(&s, cache, buffer);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) {
     if (!cache->states[layer].compact) continue;
     if (!pyr_cache_lanes_equal(cache, layer))
@@ -728,8 +863,12 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   else if (fread(&sum, 1, sizeof sum, s.file) != sizeof sum || sum != expected) status = bad(&s,
       "check sum", "does not match");
 done:
-  fclose(s.file);
+  if (s.file) fclose(s.file);
   pyr_release(rt, buffer, buffer ? largest_page(pool) : 0);
+  if (model->ranks && status == PYR_OK) cache->uneven = true;
+  status = pyr_ranks_agree(rt, status);
+  if (model->ranks && status == PYR_OK) status = pyr_cache_level(cache);
+  pyr_ranks_leave(rt);
   if (status == PYR_OK) *out = cache;
   else pyr_cache_free(cache);
   return status;

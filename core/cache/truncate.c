@@ -53,7 +53,7 @@ static pyr_status lane_keeps(const pyr_cache *cache, int64_t i, int64_t n, int32
   int64_t rows = pyr_cache_lanes(cache)[i].rows;
   *keep = 0;
   if (rows == 0) return PYR_OK;
-  PYR_TRY(pyr_cache_positions(cache, (int)(i / cache->heads), (int)(i % cache->heads), positions));
+  PYR_TRY(pyr_lane_positions(cache, (int)(i / cache->heads), (int)(i % cache->heads), positions));
   *keep = rows_before(positions, rows, n);
   *first = pyr_min(*first, positions[0]);
   return PYR_OK;
@@ -106,12 +106,17 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
       : pyr_nomem(rt, bytes + keep_bytes, "truncating a cache");
   for (int64_t i = 0; i < lanes && status == PYR_OK; i++)
     status = lanes_keep(cache, i, n, positions, keep);
+  /* a lane of one rank may hold no row that is old enough, where another's do: then none is cut;
+   * what was cut may have left the longest lane on another rank */
+  pyr_ranks_begin(rt);
+  status = pyr_ranks_agree(rt, status);
   int64_t *kept = keep;
   for (pyr_cache *at = cache; at && status == PYR_OK; at = at->below, kept += lanes)
     for (int64_t i = 0; i < lanes; i++) {
       pyr_lane_truncate(at, &pyr_cache_lanes(at)[i], kept[i]);
       held += kept[i];
     }
+  if (status == PYR_OK) status = pyr_cache_level(cache);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
     truncate_state(&cache->states[layer], cache->tokens - n, pyr_cache_layer_rows(cache, layer));
   if (status == PYR_OK && tried) status = pyr_trial_put_back(cache, n);
@@ -122,6 +127,7 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
     for (pyr_cache *at = cache->below; at; at = at->below) at->evicted = 0;
     cache->evicted = lanes * n - held;
   }
+  pyr_ranks_leave(rt);
   pyr_release(rt, positions, bytes);
   pyr_release(rt, keep, keep_bytes);
   return status;

@@ -198,12 +198,15 @@ static pyr_status run_expert(pyr_backend *be, const expert_call *c, const pyr_ex
   return PYR_OK;
 }
 
-/* Invariant of the loop: out[t] holds what experts below i make of token t, weighted, and what was
- * there before, if that is added to. An expert that fails (a device's failure, or want of scratch)
- * leaves it half made, as any product would. */
+/* Experts that are another rank's have no matrices here, and add nothing. Invariant of the loop:
+ * out[t] holds what experts below i make of token t, weighted, and what was there before, if that
+ * is added to. An expert that fails (a device's failure, or want of scratch) leaves it half made,
+ * as any product would. */
 static pyr_status cpu_experts(pyr_backend *be, const pyr_experts *e) {
   pyr_cpu *cpu = pyr_cpu_of(be);
-  int64_t width = e->each->up.shape[1], ff = e->each->up.shape[0];
+  int32_t here = 0;
+  while (e->each[here].up.rank == 0) here++;
+  int64_t width = e->each[here].up.shape[1], ff = e->each[here].up.shape[0];
   pyr_arena arena = { cpu->mixture, 0 };
   mixture m = mixture_of(&arena, e->n, e->experts, e->used, width, ff);
   if (arena.used > cpu->mixture_bytes)
@@ -213,7 +216,7 @@ static pyr_status cpu_experts(pyr_backend *be, const pyr_experts *e) {
   for (int32_t i = 0; i < e->experts; i++) {
     int64_t n = m.first[i + 1] - m.first[i];
     expert_call c = { e, &m, m.pairs + m.first[i], width };
-    if (n > 0) PYR_TRY(run_expert(be, &c, &e->each[i], n));
+    if (n > 0 && e->each[i].up.rank != 0) PYR_TRY(run_expert(be, &c, &e->each[i], n));
   }
   return PYR_OK;
 }

@@ -22,6 +22,9 @@
  * the positions that are rotated to. */
 #include "model/forward.h"
 
+#include <math.h>
+#include <string.h>
+
 /* Whether something happens to what half a layer made before it joins the residual stream. */
 static bool adds_apart(const pyr_model_config *c) {
   return c->norm_place != PYR_NORM_BEFORE || c->residual_scale != 1;
@@ -56,6 +59,8 @@ void pyr_forward_layout(pyr_forward *f, const pyr_extent *e, pyr_arena *arena) {
   PYR_PART(arena, f->weights, e->chunk * c->experts_used);
   PYR_PART(arena, f->share, c->shared_ff > 0 ? e->chunk : 0);
   PYR_PART(arena, f->logits, e->logit_rows * c->vocab);
+  PYR_PART(arena, f->parts, f->model->ranks ? e->logit_rows * c->vocab : 0);
+  PYR_PART(arena, f->squares, f->model->ranks ? e->chunk : 0);
   PYR_PART(arena, f->ids, e->tokens);
   PYR_PART(arena, f->pos, e->tokens);
   PYR_PART(arena, f->rot, e->turned);
@@ -88,12 +93,42 @@ static pyr_status layer_norm(pyr_forward *f, const float *x, const float *weight
   return weight ? f->be->norm(f->be, f->h, x, &norm, n, c->width) : PYR_OK;
 }
 
+/* Of a token's 9 heads of 64 values on two ranks, 3 and 6: the sums of 192 and 384 squares are
+ * added up over ranks, 4 bytes a token, and their mean over 576 is what both norm by (OLMo 2).
+ *
+ * All heads of a token as one vector, of which each rank has some: each adds up the squares of its
+ * own, and the sum over ranks is that of the whole; copies of a K/V head count once. A norm that
+ * takes the mean off would need that of the whole first; no model norms queries so. */
+static pyr_status norm_over_ranks(pyr_forward *f, float *x, const float *weight, int32_t heads,
+                                  bool counts, int32_t all_heads, int64_t n) {
+  const pyr_model_config *c = &f->model->config;
+  int64_t own = (int64_t)heads * c->head_dim;
+  for (int64_t i = 0; i < n; i++) {
+    double sum = 0;
+    for (int64_t j = 0; j < own && counts; j++) sum += (double)x[i * own + j] * x[i * own + j];
+    f->squares[i] = (float)sum;
+  }
+  PYR_TRY(pyr_ranks_sum(f->model->ranks, f->squares, n));
+  for (int64_t i = 0; i < n; i++) {
+    float mean = f->squares[i] / (float)((int64_t)all_heads * c->head_dim);
+    float scale = 1.0f / sqrtf(mean + c->norm_eps);
+    for (int64_t j = 0; j < own; j++) x[i * own + j] *= scale * weight[j];
+  }
+  return PYR_OK;
+}
+
 /* Queries or keys [n, heads, head_dim], normed: each head by itself, with weights for all or of its
  * own, or all heads of a token as one vector. */
 static pyr_status norm_heads(pyr_forward *f, float *x, const float *weight, int32_t heads,
                              int64_t n) {
   const pyr_model_config *c = &f->model->config;
   pyr_norm norm = { c->norm, c->norm_eps, weight, NULL, c->qk_norm == PYR_QK_EACH ? heads : 1 };
+  if (c->qk_norm == PYR_QK_WIDTH && f->model->ranks) {
+    const pyr_model_config *whole = &f->model->whole;
+    bool keys = x == f->k;
+    return norm_over_ranks(f, x, weight, heads, !keys || pyr_model_part(f->model)->copy == 0,
+                           keys ? whole->kv_heads : whole->heads, n);
+  }
   if (c->qk_norm == PYR_QK_WIDTH)
     return f->be->norm(f->be, x, x, &norm, n, (int64_t)heads * c->head_dim);
   return f->be->norm(f->be, x, x, &norm, n * heads, c->head_dim);
@@ -147,12 +182,31 @@ void pyr_layer_add_rows(pyr_cache *cache, int layer, pyr_lane_view *views, int64
     views[head].rows = pyr_cache_lane(cache, layer, head)->rows += n;
 }
 
+/* x += attention(h) + mlp(h), of two ranks: rank 0 makes x + a0 + m0 in place, rank 1 a1 + m1, and
+ * one sum makes both x + a0 + m0 + a1 + m1. Where the MLP reads what attention has added
+ * (sequential), or what a half makes is normed before it is added, there is a sum for each half.
+ *
+ * Whether both halves of a layer begin at the same x and are added to it as they are: then ranks
+ * sum up once for both. */
+static bool sums_once(const pyr_model_config *c) {
+  return c->residual != PYR_RESIDUAL_SEQUENTIAL && !adds_apart(c);
+}
+
 /* Where half a layer leaves what it makes, and how the product that makes it is told to: it adds to
  * the residual stream itself (PYR_LINEAR_ADD), so that x is read and written once, but where it is
- * normed or scaled first. */
-static float *half_begin(pyr_forward *f, float *x, int *flags) {
-  bool apart = adds_apart(&f->model->config);
-  *flags = f->exact | (apart ? 0 : PYR_LINEAR_ADD);
+ * normed or scaled first.
+ *
+ * Of several ranks each makes a part, and half_end sums them up. One alone adds its part to x, on
+ * the others the part takes the place of x, so that the sum has it once:
+ *
+ *     rank 0   x + part 0    ─┐
+ *     rank 1       part 1    ─┴─ sum: x + part 0 + part 1, on both
+ *
+ * `second`: the half that begins at the same x as the one before, whose part lies there already. */
+static float *half_begin(pyr_forward *f, float *x, bool second, int *flags) {
+  const pyr_model_config *c = &f->model->config;
+  bool apart = adds_apart(c), adds = pyr_model_adds(f->model) || (second && sums_once(c));
+  *flags = f->exact | (apart || !adds ? 0 : PYR_LINEAR_ADD);
   return apart ? f->half : x;
 }
 
@@ -161,9 +215,12 @@ static float *half_begin(pyr_forward *f, float *x, int *flags) {
  *     f->half = norm(f->half);  x += residual_scale * f->half
  *
  * writes and reads a chunk's width once more: of 512 * 576 floats 1.1 MiB, in a cache's reach. */
-static pyr_status half_end(pyr_forward *f, float *x, const float *post_norm, int64_t n) {
+static pyr_status half_end(pyr_forward *f, float *x, const float *post_norm, bool second,
+                           int64_t n) {
   const pyr_model_config *c = &f->model->config;
   pyr_backend *be = f->be;
+  if (second || !sums_once(c))
+    PYR_TRY(pyr_ranks_sum(f->model->ranks, adds_apart(c) ? f->half : x, n * c->width));
   if (!adds_apart(c)) return PYR_OK;
   pyr_norm norm = { c->norm, c->norm_eps, post_norm, NULL, 1 };
   if (post_norm) PYR_TRY(be->norm(be, f->half, f->half, &norm, n, c->width));
@@ -172,11 +229,11 @@ static pyr_status half_end(pyr_forward *f, float *x, const float *post_norm, int
 
 /* x += in W + b, the end of half a layer. */
 static pyr_status layer_add(pyr_forward *f, float *x, const float *in, const pyr_tensor *w,
-                            const float *bias, const float *post_norm, int64_t n) {
+                            const float *bias, const float *post_norm, bool second, int64_t n) {
   int flags;
-  float *out = half_begin(f, x, &flags);
-  PYR_TRY(f->be->linear(f->be, out, in, w, bias, n, flags));
-  return half_end(f, x, post_norm, n);
+  float *out = half_begin(f, x, second, &flags);
+  PYR_TRY(f->be->linear(f->be, out, in, w, pyr_model_adds(f->model) ? bias : NULL, n, flags));
+  return half_end(f, x, post_norm, second, n);
 }
 
 /* The matrices of an MLP that widen, [width of the MLP, width]: the layer's own, or those of the
@@ -205,18 +262,19 @@ static pyr_status layer_mlp(pyr_forward *f, const pyr_layer *l, float *x, const 
                             int64_t n) {
   const pyr_model_config *c = &f->model->config;
   int flags;
-  float *out = half_begin(f, x, &flags);
+  float *out = half_begin(f, x, true, &flags);
   pyr_mlp mlp = { .out = out, .x = in, .gate = c->plain_mlp ? NULL : &l->gate, .up = &l->up,
                   .down = &l->down, .gate_bias = l->gate_bias, .up_bias = l->up_bias,
-                  .down_bias = l->down_bias, .n = n, .activation = c->activation,
+                  .down_bias = pyr_model_adds(f->model) ? l->down_bias : NULL, .n = n,
+                  .activation = c->activation,
                   .limit = c->activation_limit, .flags = flags };
   if (f->be->takes_mlp && f->be->takes_mlp(f->be, &mlp)) {
     PYR_TRY(f->be->mlp(f->be, &mlp));
-    return half_end(f, x, l->ffn_post_norm, n);
+    return half_end(f, x, l->ffn_post_norm, true, n);
   }
   pyr_widening w = { &l->gate, &l->up, l->gate_bias, l->up_bias };
   PYR_TRY(layer_widen(f, &w, in, n));
-  return layer_add(f, x, f->gate, &l->down, l->down_bias, l->ffn_post_norm, n);
+  return layer_add(f, x, f->gate, &l->down, l->down_bias, l->ffn_post_norm, true, n);
 }
 
 /* out += the shared expert's part, weighed by a router of its own where there is one (Qwen2-MoE):
@@ -248,7 +306,7 @@ static pyr_status layer_mix(pyr_forward *f, const pyr_layer *l, float *x, const 
   const pyr_model_config *c = &f->model->config;
   pyr_backend *be = f->be;
   int flags;
-  float *out = half_begin(f, x, &flags);
+  float *out = half_begin(f, x, true, &flags);
   pyr_route route = { .logits = f->router, .correction = l->router_correction, .ids = f->chosen,
                       .weights = f->weights, .n = n, .experts = c->experts,
                       .used = c->experts_used, .groups = c->groups, .groups_used = c->groups_used,
@@ -262,7 +320,7 @@ static pyr_status layer_mix(pyr_forward *f, const pyr_layer *l, float *x, const 
   PYR_TRY(be->route(be, &route));
   PYR_TRY(be->experts(be, &experts));
   if (c->shared_ff > 0) PYR_TRY(layer_share(f, l, out, in, n));
-  return half_end(f, x, l->ffn_post_norm, n);
+  return half_end(f, x, l->ffn_post_norm, true, n);
 }
 
 /* The same queries, over the rows of one lower tier, or those of them that were picked: to
@@ -368,7 +426,7 @@ pyr_status pyr_layer_finish(pyr_forward *f, const pyr_layer *l, float *x, int64_
   n -= skip;
   if (c->residual == PYR_RESIDUAL_PARALLEL)
     PYR_TRY(layer_norm(f, x, l->ffn_norm, l->ffn_norm_bias, n, &in));
-  PYR_TRY(layer_add(f, x, att, &l->o, l->o_bias, l->attn_post_norm, n));
+  PYR_TRY(layer_add(f, x, att, &l->o, l->o_bias, l->attn_post_norm, false, n));
   if (c->residual == PYR_RESIDUAL_SEQUENTIAL)
     PYR_TRY(layer_norm(f, x, l->ffn_norm, l->ffn_norm_bias, n, &in));
   return l->experts ? layer_mix(f, l, x, in, n) : layer_mlp(f, l, x, in, n);
@@ -401,6 +459,30 @@ pyr_status pyr_forward_add_positions(pyr_forward *f, const int32_t *pos, int64_t
   return PYR_OK;
 }
 
+/* f->logits [n, vocab] out of every rank's ids. Of one token they come to their place; of several a
+ * rank's block has all tokens, and is dealt out:
+ *
+ *     parts     [ ids of rank 0: n tokens ][ ids of rank 1: n tokens ]
+ *     logits    [ token 0: rank 0, rank 1 ][ token 1: rank 0, rank 1 ] … */
+static pyr_status gather_logits(pyr_forward *f, int64_t n) {
+  const pyr_model *model = f->model;
+  int64_t vocab = model->config.vocab;
+  size_t bytes[PYR_RANKS_MAX];
+  int size = pyr_ranks_size(model->ranks);
+  float *all = n == 1 ? f->logits : f->parts;
+  for (int i = 0; i < size; i++)
+    bytes[i] = (size_t)(n * model->parts[i].vocab.count) * sizeof *all;
+  PYR_TRY(pyr_ranks_gather_known(model->ranks, all + n * pyr_model_part(model)->vocab.first, bytes,
+                                 all));
+  for (int i = 0; i < size && n > 1; i++) {
+    pyr_slice ids = model->parts[i].vocab;
+    for (int64_t t = 0; t < n; t++)
+      memcpy(f->logits + t * vocab + ids.first, all + n * ids.first + t * ids.count,
+             (size_t)ids.count * sizeof *all);
+  }
+  return PYR_OK;
+}
+
 /* logits of x [n, width] into f->logits. Products: n * width * vocab. Of one token alone, a
  * vocabulary of 49,152 costs as much as 8 layers of the small model above. */
 pyr_status pyr_forward_logits(pyr_forward *f, const float *x, int64_t n) {
@@ -408,7 +490,10 @@ pyr_status pyr_forward_logits(pyr_forward *f, const float *x, int64_t n) {
   const pyr_model_config *c = &model->config;
   pyr_norm norm = { c->norm, c->norm_eps, model->out_norm, model->out_norm_bias, 1 };
   PYR_TRY(f->be->norm(f->be, f->h, x, &norm, n, c->width));
-  PYR_TRY(f->be->linear(f->be, f->logits, f->h, &model->output, model->output_bias, n, f->exact));
+  float *out = !model->ranks ? f->logits
+      : (n == 1 ? f->logits : f->parts) + n * pyr_model_part(model)->vocab.first;
+  PYR_TRY(f->be->linear(f->be, out, f->h, &model->output, model->output_bias, n, f->exact));
+  if (model->ranks) PYR_TRY(gather_logits(f, n));
   if (c->logit_scale == 1 && c->logit_cap == 0) return PYR_OK;
   return f->be->scale(f->be, f->logits, n * c->vocab, c->logit_scale, c->logit_cap);
 }

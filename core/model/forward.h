@@ -36,6 +36,8 @@ typedef struct pyr_forward {       /* the activations of one chunk, backend memo
   float *weights;                  /* [chunk, experts_used] … with what weights */
   float *share;                    /* [chunk] logits of how much of the shared expert there is */
   float *logits;                   /* [logit_rows, vocab] */
+  float *parts;                    /* the same of several ranks, a rank's ids after another's */
+  float *squares;                  /* [chunk] of several ranks: sums over a norm's width */
   int32_t *ids, *pos;              /* [tokens] */
   int32_t *rot;  /* [turned] positions that q and k are rotated to, where they are not `pos` */
   int32_t *faults;                 /* [faults] by plan: 1 where a score was no number */

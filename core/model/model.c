@@ -161,6 +161,44 @@ static int64_t extent_of(const pyr_model_config *c, weight w, dim d) {
   return d == FF && w.expert >= 0 ? c->expert_ff : dim_of(c, d);
 }
 
+/* What of a dimension this rank has: all of it, but for those that ranks divide. Rows and columns
+ * of experts' MLPs are whole, as experts go to ranks whole; embeddings are looked up on every rank.
+ * */
+/* Of SmolLM2's rank 1 of 2, which has query heads 3 to 8, K/V heads 1 and 2, and MLP 864 to 1,535:
+ *
+ *     q       rows 192 to 575     columns all          o       rows all     columns 192 to 575
+ *     k, v    rows 64 to 191      columns all          down    rows all     columns 864 to 1,535
+ *     gate    rows 864 to 1,535   columns all          q_bias  values 192 to 575 */
+static pyr_slice cut_of(const pyr_model *model, weight w, dim d) {
+  const pyr_model_config *whole = &model->whole;
+  pyr_slice all = { 0, (int32_t)extent_of(whole, w, d) };
+  if (!model->ranks) return all;
+  const pyr_portion *p = pyr_model_part(model);
+  int32_t each = whole->head_dim;
+  pyr_slice q = { p->heads.first * each, p->heads.count * each },
+      kv = { p->lanes.first * each, p->lanes.count * each };
+  switch (d) {
+    case FF: return w.expert >= 0 ? all : p->ff;
+    case HEADS: return p->heads;
+    case Q_ROWS: return q;
+    case KV_ROWS: return kv;
+    case Q_NORM: return whole->qk_norm == PYR_QK_HEAD ? all : q;
+    case K_NORM: return whole->qk_norm == PYR_QK_HEAD ? all : kv;
+    case SHARED_FF: return p->shared_ff;
+    case VOCAB: return w.role == PYR_W_OUTPUT || w.role == PYR_W_OUTPUT_BIAS ? p->vocab : all;
+    default: return all;
+  }
+}
+
+/* Whether an expert is another rank's. Of 9 experts and two ranks the first has 0 to 3, the second
+ * 4 to 8: expert 5 is elsewhere for the first. Its matrices are looked at, for the fingerprint, and
+ * not bound. */
+static bool is_elsewhere(const pyr_model *model, weight w) {
+  if (!model->ranks || w.expert < 0) return false;
+  pyr_slice own = pyr_model_part(model)->experts;
+  return w.expert < own.first || w.expert >= own.first + own.count;
+}
+
 static bool is_vector(pyr_role role) { return roles[role].rows == ONE; }
 
 static bool has_experts(const pyr_model_config *c, int layer) {
@@ -319,11 +357,60 @@ static pyr_status keep_config(pyr_model *model, const pyr_model_config *config) 
   PYR_TRY(make_experts(model));
   PYR_TRY(keep_numbers(model, config->rope_freq, pairs, &c->rope_freq, &model->rope_freq));
   PYR_TRY(keep_numbers(model, config->rope_second, pairs, &c->rope_second, &model->rope_second));
-  return keep_numbers(model, config->slopes, (size_t)config->heads, &c->slopes, &model->slopes);
+  const float *slopes = config->slopes && model->ranks
+      ? config->slopes + pyr_model_part(model)->heads.first : config->slopes;
+  return keep_numbers(model, slopes, (size_t)c->heads, &c->slopes, &model->slopes);
+}
+
+/* Of the whole configuration what ranks have in common is the copies that the model keeps; of
+ * ALiBi's slopes it has another, of all heads (take_part). */
+static void keep_whole(pyr_model *model) {
+  const pyr_model_config own = model->config;
+  pyr_model_config *whole = &model->whole;
+  int32_t heads = whole->heads, kv_heads = whole->kv_heads, ff = whole->ff,
+      shared_ff = whole->shared_ff;
+  const float *slopes = model->ranks ? whole->slopes : own.slopes;
+  *whole = own;
+  whole->slopes = slopes;
+  whole->heads = heads, whole->kv_heads = kv_heads;
+  whole->ff = ff, whole->shared_ff = shared_ff;
+}
+
+/* Of SmolLM2 on rank 1 of 2 the configuration has 6 heads, 2 K/V heads and an MLP of 672, by which
+ * all that computes is laid out; `whole` still has 9, 3 and 1,536, of which policies are told.
+ *
+ * The parts of all ranks; the configuration becomes that of this rank's. */
+static pyr_status take_part(pyr_model *model, const pyr_model_config *config, int32_t o_block,
+                            int32_t down_block) {
+  pyr_runtime *rt = model->rt;
+  pyr_model_config *c = &model->config;
+  int size = pyr_ranks_size(pyr_runtime_ranks(rt));
+  model->whole = *c;
+  if (size == 1) return PYR_OK;
+  model->ranks = pyr_runtime_ranks(rt);
+  if (config->slopes)
+    PYR_TRY(keep_array(model, config->slopes, (size_t)c->heads * sizeof(float),
+                       &model->whole.slopes));
+  size_t bytes = (size_t)size * sizeof *model->parts;
+  model->parts = pyr_alloc_zero(rt, bytes);
+  if (!model->parts) return pyr_nomem(rt, bytes, "the parts of a model");
+  PYR_TRY(pyr_portions_make(rt, config, o_block, down_block, size, model->parts));
+  const pyr_portion *own = pyr_model_part(model);
+  c->heads = own->heads.count, c->kv_heads = own->lanes.count;
+  c->ff = own->ff.count, c->shared_ff = own->shared_ff.count;
+  return PYR_OK;
 }
 
 pyr_status pyr_model_new(pyr_runtime *rt, const pyr_model_config *config, pyr_model **out) {
+  return pyr_model_new_ranked(rt, config, 1, 1, out);
+}
+
+pyr_status pyr_model_new_ranked(pyr_runtime *rt, const pyr_model_config *config, int32_t o_block,
+                                int32_t down_block, pyr_model **out) {
   PYR_TRY(pyr_config_check(rt, config));
+  if (o_block < 1 || down_block < 1 || o_block > 1 << 16 || down_block > 1 << 16)
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: blocks of %d and %d columns",
+                                 (int)o_block, (int)down_block);
   pyr_model *model = pyr_alloc_zero(rt, sizeof *model);
   if (!model) return pyr_nomem(rt, sizeof *model, "a model");
   model->rt = pyr_runtime_retain(rt);
@@ -335,8 +422,12 @@ pyr_status pyr_model_new(pyr_runtime *rt, const pyr_model_config *config, pyr_mo
   model->expected = values_expected(config);
   size_t bytes = (size_t)config->layers * sizeof *model->layers;
   model->layers = pyr_alloc_zero(rt, bytes);
-  pyr_status status = model->layers ? keep_config(model, config)
-      : pyr_nomem(rt, bytes, "a model's layers");
+  pyr_status status = model->layers ? PYR_OK : pyr_nomem(rt, bytes, "a model's layers");
+  if (status == PYR_OK) status = take_part(model, config, o_block, down_block);
+  if (status == PYR_OK) status = keep_config(model, config);
+  if (status == PYR_OK) keep_whole(model);
+  for (int i = 0; i < config->layers && config->window; i++)
+    model->slides = model->slides || config->window[i] > 0;
   if (status == PYR_OK) *out = model;
   else pyr_model_free(model);
   return status;
@@ -373,11 +464,14 @@ void pyr_model_free(pyr_model *model) {
   pyr_release(rt, (void *)c->rope_freq, turn_bytes);
   pyr_release(rt, (void *)c->rope_second, turn_bytes);
   pyr_release(rt, (void *)c->slopes, slope_bytes);
+  if (model->ranks)
+    pyr_release(rt, (void *)model->whole.slopes, (size_t)model->whole.heads * sizeof(float));
+  pyr_release(rt, model->parts, (size_t)pyr_ranks_size(model->ranks) * sizeof *model->parts);
   pyr_release(rt, model, sizeof *model);
   pyr_runtime_free(rt);
 }
 
-const pyr_model_config *pyr_model_get_config(const pyr_model *model) { return &model->config; }
+const pyr_model_config *pyr_model_get_config(const pyr_model *model) { return &model->whole; }
 pyr_runtime *pyr_model_runtime(const pyr_model *model) { return model->rt; }
 uint64_t pyr_model_bytes(const pyr_model *model) { return model->bytes; }
 
@@ -469,15 +563,31 @@ struct conversion {   /* rows [first, first+n) of a matrix, one task each; packe
   char *out;          /* where row `first` goes; rows of `stride` bytes */
   size_t stride;
   float *scratch;     /* [workers, each] */
-  size_t each;
+  size_t each, cut;   /* cut: packed, of which columns are left out: bytes of a whole row, else 0 */
 };
 
 /* Rows that a task makes, floats that it needs: a row, or what packed.h says. */
 static int64_t rows_of_task(const pyr_source *from) {
   return from->is_packed ? PYR_PACKED_STRIP : 1;
 }
-static size_t floats_of_task(const pyr_source *from) {
-  return from->is_packed ? pyr_packed_scratch(&from->packed) : (size_t)from->cols;
+static size_t floats_of_task(const pyr_source *from, size_t cut) {
+  if (!from->is_packed) return (size_t)from->cols;
+  return pyr_packed_scratch(&from->packed)
+      + (cut * PYR_PACKED_STRIP + sizeof(float) - 1) / sizeof(float);
+}
+
+/* Of AWQ's [576, 1,536] columns 864 to 1,535 for rank 1, in q8_0: strips of 16 rows of 1,632 bytes
+ * are unpacked, of which the last 714 are each row's part.
+ *
+ * Packed rows are unpacked whole, into the end of the scratch, where columns of them are left out:
+ * those that stay are whole blocks of what the rows become. */
+static void cut_strip(const struct conversion *c, int64_t at, int n, float *values) {
+  const pyr_packed *p = &c->from->packed;
+  char *whole = (char *)(values + pyr_packed_scratch(p)), *out = c->out + (size_t)at * c->stride;
+  size_t skip = pyr_dtype_bytes(c->as, c->from->col0);
+  pyr_packed_rows(p, c->from->row0 + c->first + at, n, whole, c->cut, c->as, values);
+  for (int i = 0; i < n; i++)
+    memcpy(out + (size_t)i * c->stride, whole + (size_t)i * c->cut + skip, c->stride);
 }
 
 /* Rows are independent, and each worker has a row of f32 of its own. */
@@ -487,12 +597,24 @@ static void convert_row(void *ctx, int64_t task, int worker) {
   if (c->from->is_packed) {
     int64_t at = task * PYR_PACKED_STRIP;
     int n = (int)pyr_min(PYR_PACKED_STRIP, c->n - at);
-    pyr_packed_rows(&c->from->packed, c->first + at, n, c->out + (size_t)at * c->stride, c->stride,
-                    c->as, values);
+    if (c->cut) cut_strip(c, at, n, values);
+    else pyr_packed_rows(&c->from->packed, c->from->row0 + c->first + at, n,
+                         c->out + (size_t)at * c->stride, c->stride, c->as, values);
+    return;
+  }
+  if (c->as == c->from->view.dtype && pyr_source_contiguous(c->from)) {   /* some of the columns */
+    const char *row = (const char *)c->from->view.data
+        + (size_t)(c->first + task) * c->from->view.stride;
+    memcpy(c->out + (size_t)task * c->stride, row, c->stride);
     return;
   }
   pyr_source_row(c->from, c->first + task, values);
   pyr_row_from_f32(c->out + (size_t)task * c->stride, c->as, values, c->from->cols);
+}
+
+/* Whether rows of so many bytes lie one after the other in the file, with nothing between. */
+static bool lies_close(const pyr_source *from, size_t stride) {
+  return pyr_source_contiguous(from) && from->view.stride == stride;
 }
 
 /* Fills `to` (backend memory) with the rows of `from` in the dtype and the order of `bound`. A
@@ -504,7 +626,7 @@ static void convert_row(void *ctx, int64_t task, int worker) {
  *     converted, otherwise      staging (one piece)                 -> interleave or upload
  *
  * Rows that the file has in another order, or packed (source.h), are converted, if only to their
- * own dtype.
+ * own dtype; those of which a rank has some columns are copied as if they were.
  * So beside the matrix itself one piece and a row for each worker are held, whatever its size. */
 static pyr_status fill_matrix(pyr_model *model, char *to, const pyr_tensor *bound,
                               const pyr_source *from) {
@@ -514,9 +636,11 @@ static pyr_status fill_matrix(pyr_model *model, char *to, const pyr_tensor *boun
       unit = bound->interleaved ? bound->interleaved : 1;
   int64_t piece = (PIECE_VALUES / cols / unit + 1) * unit;
   if (piece > rows) piece = rows;
-  bool convert = bound->dtype != from->view.dtype || !pyr_source_contiguous(from),
+  bool convert = bound->dtype != from->view.dtype || !lies_close(from, bound->stride),
       in_place = convert && !bound->interleaved && reads_host_memory(be);
-  size_t stride = bound->stride, scratch_bytes = 0, each = floats_of_task(from),
+  size_t cut = from->is_packed && from->cols != from->packed.cols
+      ? pyr_dtype_bytes(bound->dtype, from->packed.cols) : 0;
+  size_t stride = bound->stride, scratch_bytes = 0, each = floats_of_task(from, cut),
       staging_bytes = convert && !in_place ? (size_t)piece * stride : 0;
   int64_t strip = rows_of_task(from);
   float *scratch = NULL;
@@ -536,7 +660,7 @@ static pyr_status fill_matrix(pyr_model *model, char *to, const pyr_tensor *boun
     const char *ready;
     if (convert) {
       struct conversion c = { from, bound->dtype, first, n, in_place ? at : staging, stride,
-                              scratch, each };
+                              scratch, each, cut };
       pyr_parallel(rt, convert_row, &c, (n + strip - 1) / strip);
       ready = c.out;
     } else ready = (const char *)from->view.data + (size_t)first * from->view.stride;
@@ -623,8 +747,8 @@ static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_ten
                                          (long long)cols, pyr_dtype_name(dtype),
                                              pyr_dtype_block(dtype));
   if (!looked_up && be->interleaved) bound.interleaved = be->interleaved(be, &bound);
-  if (dtype == view->dtype && !bound.interleaved && from->aligned && pyr_source_contiguous(from)
-      && reads_host_memory(be)) {
+  if (dtype == view->dtype && !bound.interleaved && from->aligned
+      && lies_close(from, bound.stride) && reads_host_memory(be)) {
     status = keep_file(model, spec->file);
     if (status == PYR_OK)
       status = pyr_progress(model->rt, model->done + rows * cols, model->expected);
@@ -637,7 +761,7 @@ static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_ten
     if (status != PYR_OK) disown(model);
     else if (from->is_packed)
       pyr_file_forget(spec->file, from->packed.numbers.at, from->packed.numbers.bytes);
-    else if (pyr_source_contiguous(from))
+    else if (pyr_source_contiguous(from) && rows == spec->shape[0] && cols == spec->shape[1])
       pyr_file_forget(spec->file, view->data, view->stride * (size_t)view->shape[0]);
   }
   if (status != PYR_OK) return status;
@@ -685,8 +809,11 @@ static pyr_status bind_weight(pyr_model *model, weight w, const pyr_tensor_spec 
   pyr_status status = pyr_source_open(rt, spec, &from);
   if (status != PYR_OK) return status;
   const pyr_tensor *view = &from.view;
+  const pyr_tensor held = from.view;   /* as the file has it, whatever is taken of it */
   const char *path = pyr_file_path(spec->file);
-  int64_t rows = extent_of(c, w, roles[role].rows), cols = extent_of(c, w, roles[role].cols);
+  int64_t rows = extent_of(&model->whole, w, roles[role].rows),
+      cols = extent_of(&model->whole, w, roles[role].cols);
+  pyr_slice down = cut_of(model, w, roles[role].rows), across = cut_of(model, w, roles[role].cols);
   if (is_vector(role)) {
     if (spec->rank != 1 || from.cols != cols)
       return pyr_runtime_set_error(rt, PYR_FORMAT,
@@ -694,9 +821,12 @@ static pyr_status bind_weight(pyr_model *model, weight w, const pyr_tensor_spec 
                                        path, name, (long long)spec->shape[0],
                                            spec->rank == 1 ? "" : ", …", roles[role].name,
                                                (long long)cols);
-    status = bind_vector(model, place_of(model, w), &from,
+    if (across.count != cols)
+      PYR_TRY(pyr_source_cut(rt, spec, &from, 0, 1, across.first, across.count));
+    if (is_elsewhere(model, w)) status = PYR_OK;
+    else status = bind_vector(model, place_of(model, w), &from,
                          is_norm_weight(role) ? c->norm_offset : 0);
-    if (status == PYR_OK) model->print += print_of(w, view, NULL);
+    if (status == PYR_OK) model->print += print_of(w, &held, NULL);
     return status;
   }
   const pyr_dtype_info *info = pyr_dtype_describe(view->dtype);
@@ -711,17 +841,26 @@ static pyr_status bind_weight(pyr_model *model, weight w, const pyr_tensor_spec 
                                          (long long)cols);
   pyr_tensor *place = place_of(model, w);
   bool looked_up = role == PYR_W_EMBED || role == PYR_W_POSITIONS;
+  if (down.count != rows || across.count != cols)
+    PYR_TRY(pyr_source_cut(rt, spec, &from, down.first, down.count, across.first, across.count));
+  if (is_elsewhere(model, w)) {
+    model->done += rows * cols;
+    model->print += print_of(w, &held, from.is_packed ? &from.packed : NULL);
+    return PYR_OK;
+  }
   if (from.is_packed) {   /* a callback may close what its parts lie in */
     pyr_packing_retain(spec->packing);
     status = bind_matrix(model, place, spec, &from, looked_up, as);
-    if (status == PYR_OK) model->print += print_of(w, view, &from.packed);
+    if (status == PYR_OK) model->print += print_of(w, &held, &from.packed);
     pyr_packing_release(spec->packing);
     return status;
   }
   status = bind_matrix(model, place, spec, &from, looked_up, as);
-  /* what stays in a mapping is there when somebody asks: its pages need not be fetched now */
-  if (status == PYR_OK && (place->data != view->data || !pyr_file_mapped(spec->file)))
-    model->print += print_of(w, view, NULL);
+  /* what stays in a mapping is there when somebody asks: its pages need not be fetched now. Of a
+   * part nobody could tell later what the whole was */
+  if (status == PYR_OK
+      && (model->ranks || place->data != view->data || !pyr_file_mapped(spec->file)))
+    model->print += print_of(w, &held, NULL);
   return status;
 }
 
@@ -750,7 +889,7 @@ static bool lies_in_mapping(const pyr_model *model, const pyr_tensor *t) {
 
 /* Reads samples of the mapped weights the first time it is asked, and keeps the result. */
 uint64_t pyr_model_fingerprint(pyr_model *model) {
-  if (!model->ready || model->printed) return model->print;
+  if (!model->ready || model->printed || model->ranks) return model->print;
   const pyr_model_config *c = &model->config;
   for (int layer = 0; layer < c->layers; layer++)
     for (int r = 0; r < PYR_ROLES; r++) {
@@ -786,8 +925,10 @@ void pyr_model_identify(pyr_model *model, const char *name, uint64_t tokenizer) 
  *     gate_bias of layer 1            is held against layer 0's
  *     gate_bias of layer 3, expert 2  against expert 0's of layer 2
  *     q_bias of layer 3               against layer 0's */
-static weight first_of_kind(const pyr_model_config *c, weight w) {
-  weight first = { w.role, 0, w.expert < 0 ? -1 : 0 };
+static weight first_of_kind(const pyr_model *model, weight w) {
+  const pyr_model_config *c = &model->config;
+  int32_t expert = model->ranks ? pyr_model_part(model)->experts.first : 0;
+  weight first = { w.role, 0, w.expert < 0 ? -1 : expert };
   while (first.layer < w.layer && !fits_layer(c, first)) first.layer++;
   return first;
 }
@@ -806,7 +947,8 @@ static const char *name_of(weight w, char *text, size_t size) {
  * is refused. */
 static pyr_status check_bound(pyr_model *model, weight w) {
   const pyr_model_config *c = &model->config;
-  weight first = first_of_kind(c, w);
+  if (is_elsewhere(model, w)) return PYR_OK;
+  weight first = first_of_kind(model, w);
   bool bound = is_bound(model, w);
   /* what is optional is there in every layer or in none: a half-bound model would run, and be
    * wrong */
@@ -820,14 +962,14 @@ static pyr_status check_bound(pyr_model *model, weight w) {
                                  "model: weight %s is there, but %s is not",
                                  name_of(w, name, sizeof name),
                                  name_of(first, other, sizeof other));
-  if (w.expert <= 0 || !bound || is_vector(w.role)) return PYR_OK;
+  if (w.expert < 0 || !bound || is_vector(w.role)) return PYR_OK;
   const pyr_tensor *t = place_of(model, w),
-      *its = place_of(model, (weight){ w.role, w.layer, 0 });
+      *its = place_of(model, (weight){ w.role, w.layer, first.expert });
   if (t->dtype == its->dtype && t->interleaved == its->interleaved) return PYR_OK;
   return pyr_runtime_set_error(model->rt, PYR_UNSUPPORTED,
-                               "model: weight %s is %s, that of expert 0 %s",
+                               "model: weight %s is %s, that of expert %d %s",
                                name_of(w, name, sizeof name), pyr_dtype_name(t->dtype),
-                               pyr_dtype_name(its->dtype));
+                               first.expert, pyr_dtype_name(its->dtype));
 }
 
 /* A device finds out by itself which experts are taken, so it reads where their matrices lie from
@@ -860,14 +1002,20 @@ static pyr_status place_tables(pyr_model *model) {
 static pyr_status tie_output(pyr_model *model) {
   pyr_backend *be = pyr_runtime_backend(model->rt);
   pyr_tensor output = model->embed;
-  model->output = model->embed;
+  if (model->ranks) {      /* this rank's ids */
+    pyr_slice own = pyr_model_part(model)->vocab;
+    output.data = (const char *)output.data + (size_t)own.first * output.stride;
+    output.shape[0] = own.count;
+  }
+  const pyr_tensor rows_of_embed = output;
+  model->output = output;
   if (output.interleaved || !be->interleaved || !reads_host_memory(be)) return PYR_OK;
   size_t bytes = output.stride * (size_t)output.shape[0];
   void *rows;
   output.interleaved = be->interleaved(be, &output);
   if (!output.interleaved || bytes > SIZE_MAX / 2 || !pyr_fits(model->rt, 2 * bytes)
       || own(model, bytes, &rows) != PYR_OK) return PYR_OK;
-  pyr_status status = be->interleave(be, rows, &model->embed);
+  pyr_status status = be->interleave(be, rows, &rows_of_embed);
   if (status != PYR_OK) {
     disown(model);
     return status;
@@ -883,7 +1031,7 @@ static pyr_status tie_output(pyr_model *model) {
  *     q_bias in layer   0  1  2  3         wanted in all
  *                       x  x  .  x         layer 2: "missing"
  *                       .  .  x  .         layer 2: "there, but q_bias of layer 0 is not" */
-pyr_status pyr_model_ready(pyr_model *model) {
+static pyr_status make_ready(pyr_model *model) {
   const pyr_model_config *c = &model->config;
   if (model->ready) return PYR_OK;
   for (int layer = 0; layer < c->layers; layer++)
@@ -901,6 +1049,49 @@ pyr_status pyr_model_ready(pyr_model *model) {
   pyr_status status = pyr_progress(model->rt, model->expected, model->expected);
   if (status != PYR_OK) return status;
   if (model->output.rank == 0) status = tie_output(model);
+  model->ready = status == PYR_OK;
+  return status;
+}
+
+/* Two numbers of each rank: the weights' fingerprint, which is of the whole file on all of them, as
+ * each has looked at every tensor; and one of the shape and of the dtypes that q and o have in each
+ * layer, of which one rank may have been told to convert them.
+ *
+ * All ranks come here, with whatever went wrong before, as a rank that fails alone would leave the
+ * others waiting. Weights are those of one model where all fingerprints are equal, and their parts
+ * fit together where all have the same configuration and were bound in the same dtypes. */
+static pyr_status compare_ranks(pyr_model *model, pyr_status status) {
+  int64_t mine[2] = { (int64_t)model->print, 0 }, all[2 * PYR_RANKS_MAX];
+  const pyr_model_config *c = &model->whole;
+  const int32_t numbers[] = { c->layers, c->heads, c->kv_heads, c->head_dim, c->width, c->ff,
+                              c->vocab, c->context, c->rope_dims, c->experts, c->expert_ff,
+                              c->shared_ff };
+  uint64_t print = pyr_fnv(PYR_FNV_START, numbers, sizeof numbers);
+  for (int layer = 0; layer < c->layers; layer++) {
+    const int32_t dtypes[2] = { model->layers[layer].q.dtype, model->layers[layer].o.dtype };
+    print = pyr_fnv(print, dtypes, sizeof dtypes);
+  }
+  mine[1] = (int64_t)pyr_fnv_mix(print);
+  pyr_ranks_begin(model->rt);
+  status = pyr_ranks_agree(model->rt, status);
+  if (status == PYR_OK) status = pyr_ranks_tell(model->ranks, mine, 2, all);
+  for (int i = 1; i < pyr_ranks_size(model->ranks) && status == PYR_OK; i++) {
+    if (all[2 * i] != all[0])
+      status = pyr_runtime_set_error(model->rt, PYR_FORMAT, "ranks: rank %d has other weights than "
+                                     "rank 0: is its model file another one?", i);
+    else if (all[2 * i + 1] != all[1])
+      status = pyr_runtime_set_error(model->rt, PYR_FORMAT, "ranks: rank %d has another "
+                                     "configuration, or its weights in other dtypes, than rank 0",
+                                     i);
+  }
+  return pyr_ranks_end(model->rt, status);
+}
+
+/* Of several ranks also where this one's weights are not all there: who fails here alone would
+ * leave the others waiting for it at their first sum. */
+pyr_status pyr_model_ready(pyr_model *model) {
+  if (model->ready || !model->ranks) return make_ready(model);
+  pyr_status status = compare_ranks(model, make_ready(model));
   model->ready = status == PYR_OK;
   return status;
 }

@@ -8,6 +8,8 @@
 
 #include "base/runtime.h"
 #include "backend/op_args.h"
+#include "ranks/part.h"
+#include "ranks/ranks.h"
 
 /* Matrices are pyr_tensor [out, in]; vectors are f32 in backend memory. What is optional is NULL
  * where absent, and is absent from all layers or from none. In bytes, of a layer with 576 wide
@@ -54,7 +56,12 @@ struct pyr_model {
   pyr_runtime *rt;                  /* retained */
   pyr_model_config config;          /* range-checked; arrays are host copies owned here; window,
                                        turns and dense never NULL (zeros); scales that were 0 are
-                                       1 */
+                                       1. Of several ranks: with the heads, the K/V heads and the
+                                       widths of MLPs that are this rank's, … */
+  pyr_model_config whole;           /* … and those of all of them */
+  bool slides;                      /* some layer has a sliding window */
+  pyr_ranks *ranks;                 /* the runtime's; NULL: there is one */
+  pyr_portion *parts;                  /* [ranks] what each of them has; NULL where there is one */
   float *rope_freq, *rope_second;   /* [rope_dims/2], backend memory; NULL where there is none */
   float *slopes;                    /* [heads], backend memory; or NULL */
   float scale;                      /* of scores: config.score_scale or 1/sqrt(head_dim) */
@@ -84,6 +91,15 @@ struct pyr_model {
   uint64_t tokenizer;               /* fingerprint; 0: none */
   char name[160];                   /* for messages; "" if nobody gave one */
 };
+
+/* What this rank has, of several. */
+static inline const pyr_portion *pyr_model_part(const pyr_model *model) {
+  return &model->parts[pyr_ranks_rank(model->ranks)];
+}
+/* Whether what a sum over ranks is to have once is this rank's to add. */
+static inline bool pyr_model_adds(const pyr_model *model) {
+  return pyr_ranks_rank(model->ranks) == 0;
+}
 
 /* Of layer 0 <= layer < config.layers. */
 static inline pyr_turn pyr_model_turn(const pyr_model *model, int layer) {

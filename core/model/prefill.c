@@ -182,7 +182,8 @@ static pyr_status prefill_run(pyr_prefill *p, int layer) {
   const int32_t *survivors;
   int64_t kept = p->alive;
   for (int64_t at = 0; at < p->alive; at += PYR_CHUNK) {
-    PYR_TRY(pyr_progress(p->cache->pool->rt, layer * p->n + at * p->n / p->alive, p->total));
+    pyr_runtime *rt = p->cache->pool->rt;
+    PYR_TRY(pyr_ranks_agree(rt, pyr_progress(rt, layer * p->n + at * p->n / p->alive, p->total)));
     PYR_TRY(prefill_chunk(p, layer, at, pyr_min(PYR_CHUNK, p->alive - at)));
   }
   p->cache->computed += p->alive;
@@ -201,10 +202,14 @@ static pyr_status prefill_run(pyr_prefill *p, int layer) {
 /* The plan's memory lives from begin to free, around one layer: the next layer's takes its
  * place. */
 static pyr_status prefill_layer(pyr_prefill *p, int layer) {
-  PYR_TRY(pyr_layer_plan_ask(&p->plan, p->cache, layer, p->n, p->alive, p->flags));
-  PYR_TRY(prefill_reserve(p, layer));
+  pyr_status s = pyr_layer_plan_ask(&p->plan, p->cache, layer, p->n, p->alive, p->flags);
+  if (s == PYR_OK) s = prefill_reserve(p, layer);
   p->scores[layer] = p->plan.eviction.plan.score;
-  pyr_status s = pyr_layer_plan_begin(&p->plan, p->f.faults + layer);
+  if (s == PYR_OK) s = pyr_layer_plan_begin(&p->plan, p->f.faults + layer);
+  /* of several ranks one may be short of memory or over its budget, or its policy late: then none
+   * begins the layer, and all go back as one does. From here to the next layer's agreement a rank
+   * that fails is heard of where scores are gathered (ranks/ranks.h) */
+  s = pyr_ranks_agree(p->cache->pool->rt, s);
   if (s == PYR_OK) s = prefill_run(p, layer);
   pyr_layer_plan_free(&p->plan);
   /* before the next layer takes room; other prefills must be able to go back until they end, and
@@ -362,6 +367,7 @@ static pyr_status prefill_memory(pyr_prefill *p, bool logits, pyr_arena *block, 
   rows += pyr_cache_longest(cache);
   pyr_work work = pyr_forward_work(p->f.model, chunk, rows, 1);
   work.masses = cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE) ? MASSES : 0;
+  PYR_TRY(pyr_ranks_reserve(p->f.model->ranks, chunk * p->f.model->config.width));
   return be->reserve(be, &work);
 }
 
@@ -402,17 +408,20 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
   int64_t computed = cache->computed, evicted = cache->evicted, held = 0;
   for (int layer = 0; layer < cache->layers && (flags & PYR_PREFILL_WHOLE); layer++)
     held = pyr_max(held, pyr_cache_layer_rows(cache, layer));
-  if (cache->tokens > 0 && changes_older_rows(cache, flags)) PYR_TRY(pyr_undo_new(cache, &undo));
-  pyr_forward_mark(cache);
-
   pyr_arena block = { 0 }, host = { 0 };
-  pyr_status s = prefill_ask_preparation(&p);
+  pyr_status s = PYR_OK;
+  pyr_ranks_begin(rt);
+  if (cache->tokens > 0 && changes_older_rows(cache, flags)) s = pyr_undo_new(cache, &undo);
+  pyr_forward_mark(cache);
+  if (s == PYR_OK) s = prefill_ask_preparation(&p);
   if (s == PYR_OK) s = prefill_memory(&p, logits != NULL, &block, &host);
+  s = pyr_ranks_agree(rt, s);
   if (s == PYR_OK) s = prefill_layers(&p, logits);
   pyr_layer_plans_free(&p.plan, cache);
   be->release(be, block.block, block.used);
   if (s == PYR_OK) s = prefill_prepared(&p);
   if (s == PYR_OK) s = pyr_progress(rt, p.total, p.total);
+  s = pyr_ranks_end(rt, s);
   for (int layer = 0; layer < cache->layers && s == PYR_OK; layer++) prefill_tell_needs(&p, layer);
   pyr_release(rt, host.block, host.used);
   if (s == PYR_OK) {
@@ -424,6 +433,7 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
     pyr_undo_keep(undo);
     pyr_cache_slide(cache);
     pyr_cache_pack(cache);
+    s = pyr_cache_level(cache);
   } else if (undo) {
     pyr_undo_restore(undo);
   } else if (cache->tokens == 0) {

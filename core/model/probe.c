@@ -101,7 +101,7 @@ static pyr_status take_memory(pyr_pass *p, pyr_arena *block, pyr_arena *host) {
   pyr_cache *cache = p->cache;
   pyr_backend *be = p->f.be;
   pyr_arena count = { 0 }, host_count = { 0 };
-  int64_t longest = pyr_cache_longest(cache);
+  int64_t longest = pyr_cache_longest(cache), chunk = pyr_min(p->n, PYR_CHUNK);
   pyr_range judged = judged_of(p, longest);
   p->stride = pyr_max(judged.end - judged.begin, 1);
   if (p->sinks >= 0) {
@@ -119,7 +119,9 @@ static pyr_status take_memory(pyr_pass *p, pyr_arena *block, pyr_arena *host) {
   layout(p, block);
   for (int64_t i = 0; i < cache->heads * p->copies.page_count; i++)
     p->copies.pages[i] = p->copies.data + (size_t)i * cache->pool->page_bytes[PYR_PAGE_PLAIN];
-  pyr_work work = pyr_forward_work(p->f.model, pyr_min(p->n, PYR_CHUNK), longest + p->n, 1);
+  const pyr_model *model = p->f.model;
+  pyr_work work = pyr_forward_work(model, chunk, longest + p->n, 1);
+  PYR_TRY(pyr_ranks_reserve(model->ranks, chunk * model->config.width));
   return be->reserve(be, &work);
 }
 
@@ -209,7 +211,8 @@ static pyr_status probe_chunk(pyr_pass *p, int layer, int64_t at, int64_t n, boo
   bool last = layer == c->layers - 1;
   const int32_t *rot = f->pos + at;
   const float *in;
-  PYR_TRY(pyr_progress(cache->pool->rt, p->done + layer * p->n + at, p->total));
+  pyr_runtime *rt = cache->pool->rt;
+  PYR_TRY(pyr_ranks_agree(rt, pyr_progress(rt, p->done + layer * p->n + at, p->total)));
   if (cache->states[layer].compact) {
     PYR_TRY(be->iota(be, f->rot, (int32_t)pyr_cache_layer_rows(cache, layer), n));
     rot = f->rot;
@@ -265,10 +268,10 @@ static pyr_status keep_given(pyr_pass *p, int layer) {
 static pyr_status layer_run(pyr_pass *p, int layer) {
   pyr_cache *cache = p->cache;
   bool apart = !counts_all(p);
-  for (int head = 0; head < cache->heads; head++) {
-    pyr_lane *lane = pyr_cache_lane(cache, layer, head);
-    PYR_TRY(pyr_lane_reserve(cache, lane, p->n, false));
-  }
+  pyr_status status = PYR_OK;
+  for (int head = 0; head < cache->heads && status == PYR_OK; head++)
+    status = pyr_lane_reserve(cache, pyr_cache_lane(cache, layer, head), p->n, false);
+  PYR_TRY(pyr_ranks_agree(cache->pool->rt, status));
   PYR_TRY(pyr_lanes_list(cache, pyr_cache_lane(cache, layer, 0), cache->heads));
   pyr_layer_views(cache, layer, p->views);
   for (int head = 0; head < cache->heads; head++) p->ranges[head] = judged_of(p, p->rows[head]);
@@ -297,7 +300,7 @@ static pyr_status run_pass(pyr_pass *p) {
   pyr_cache *cache = p->cache;
   pyr_backend *be = p->f.be;
   pyr_arena block = { 0 }, host = { 0 };
-  pyr_status status = take_memory(p, &block, &host);
+  pyr_status status = pyr_ranks_agree(cache->pool->rt, take_memory(p, &block, &host));
   if (status == PYR_OK) status = embed(p);
   if (status == PYR_OK) status = be->iota(be, p->f.pos, p->position, p->n);
   if (status == PYR_OK) status = pyr_forward_add_positions(&p->f, p->f.pos, p->n);
@@ -364,8 +367,13 @@ pyr_status pyr_cache_probe(pyr_cache *cache, const int32_t *ids, int64_t n,
   p.tokens = ids, p.n = n, p.position = (int32_t)cache->tokens;
   p.judged = (pyr_judged){ INT64_MAX, 0 };
   p.total = n * cache->layers;
-  PYR_TRY(begin_numbers(cache, &before));
-  return end_numbers(cache, before, run_pass(&p));
+  pyr_ranks_begin(rt);
+  pyr_status status = begin_numbers(cache, &before);
+  bool begun = status == PYR_OK;
+  status = pyr_ranks_agree(rt, status);
+  if (status == PYR_OK) status = run_pass(&p);
+  status = pyr_ranks_end(rt, status);
+  return begun ? end_numbers(cache, before, status) : status;
 }
 
 /* ---- a prompt, block by block ---------------------------------------------------------------- */

@@ -8,7 +8,7 @@
 static int64_t counted(const pyr_source *s) { return s->vector ? s->cols : s->rows; }
 
 bool pyr_source_contiguous(const pyr_source *s) {
-  return s->run == counted(s) && !s->transposed && !s->is_packed;
+  return !s->scattered && !s->transposed && !s->is_packed;
 }
 
 /* What is packed has no rows to point at: nothing of the view but its shape is to be used. */
@@ -73,7 +73,35 @@ pyr_status pyr_source_open(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_sou
   s.cols = s.vector ? spec->shape[0] : spec->shape[1];
   if (s.transposed) s.view.stride = (size_t)s.step * pyr_dtype_block_bytes(spec->dtype);
   if (!scattered && !s.transposed) s.run = s.step = counted(&s);
+  s.scattered = s.run != counted(&s);
   *out = s;
+  return PYR_OK;
+}
+
+/* Rows that lie as the view shows them are a smaller view, whose stride stays; of others their
+ * place is counted from the first that was there:
+ *
+ *     view     8 rows of 6       rows 2 to 5, columns 3 to 5: begins at row 2, value 3, stride 6
+ *     run 2    row r             is row r + 2 of the runs */
+pyr_status pyr_source_cut(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_source *s, int64_t row,
+                          int64_t rows, int64_t col, int64_t cols) {
+  int64_t block = s->is_packed ? 1 : pyr_dtype_block(s->view.dtype);
+  if (col % block != 0 || cols % block != 0)
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
+                                 "tensor %s: columns %lld to %lld of it are wanted, which are no "
+                                 "whole blocks of %s; bind it converted, to q8_0 for instance",
+                                 spec->name ? spec->name : "(unnamed)", (long long)col,
+                                 (long long)(col + cols - 1), pyr_dtype_name(s->view.dtype));
+  if (!pyr_source_contiguous(s)) {
+    s->row0 = row, s->col0 = col;
+  } else {
+    size_t at = pyr_dtype_bytes(s->view.dtype, col);
+    s->view.data = (const char *)s->view.data + (size_t)row * s->view.stride + at;
+    s->view.shape[0] = s->vector ? cols : rows;
+    if (!s->vector) s->view.shape[1] = cols;
+    s->run = s->step = s->vector ? cols : rows;
+  }
+  s->rows = rows, s->cols = cols;
   return PYR_OK;
 }
 
@@ -83,16 +111,18 @@ pyr_status pyr_source_open(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_sou
 void pyr_source_row(const pyr_source *s, int64_t row, float *values) {
   const char *data = s->view.data;
   size_t size = pyr_dtype_block_bytes(s->view.dtype);
+  row += s->row0;
   if (s->transposed) {
     data += (size_t)(row * s->every) * size;
     for (int64_t i = 0; i < s->cols; i++)
-      pyr_row_to_f32(values + i, data + (size_t)i * s->view.stride, s->view.dtype, 1);
-  } else if (s->vector && s->run != s->cols) {
-    for (int64_t i = 0; i < s->cols; i++)
-      pyr_row_to_f32(values + i, data + (size_t)(i / s->run * s->step + i % s->run) * size,
+      pyr_row_to_f32(values + i, data + (size_t)(s->col0 + i) * s->view.stride, s->view.dtype, 1);
+  } else if (s->vector && !pyr_source_contiguous(s)) {
+    for (int64_t i = 0, at = s->col0; i < s->cols; i++, at++)
+      pyr_row_to_f32(values + i, data + (size_t)(at / s->run * s->step + at % s->run) * size,
                      s->view.dtype, 1);
   } else {
     int64_t at = row / s->run * s->step + row % s->run;
-    pyr_row_to_f32(values, data + (size_t)at * s->view.stride, s->view.dtype, s->cols);
+    data += (size_t)at * s->view.stride + pyr_dtype_bytes(s->view.dtype, s->col0);
+    pyr_row_to_f32(values, data, s->view.dtype, s->cols);
   }
 }

@@ -26,7 +26,8 @@ typedef struct pyr_source {
                           rows, or cols of a vector: one after another;
                           transposed: value i of row r lies at i * step + r * every */
   int64_t every;
-  bool transposed, aligned, vector;
+  int64_t row0, col0;  /* pyr_source_cut's, where rows do not lie as a view shows them */
+  bool scattered, transposed, aligned, vector;   /* scattered: in runs that are apart */
   bool is_packed;      /* rows come out of `packed`; view is the matrix as f32, without data */
   pyr_packed packed;
 } pyr_source;
@@ -35,6 +36,11 @@ typedef struct pyr_source {
  * blocks where rows (or a vector's values) are scattered or transposed. PYR_FORMAT names tensor and
  * field. */
 pyr_status pyr_source_open(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_source *out);
+
+/* Leaves rows [row, row + rows) and columns [col, col + cols) of it, as if the file had no others:
+ * a vector has one row. PYR_UNSUPPORTED: columns that are no whole blocks. */
+pyr_status pyr_source_cut(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_source *s, int64_t row,
+                          int64_t rows, int64_t col, int64_t cols);
 
 /* Whether the rows lie one after the other, as a view shows them. */
 bool pyr_source_contiguous(const pyr_source *s);

@@ -198,6 +198,7 @@ static pyr_status step_reserve(pyr_decode *d, const pyr_work *work) {
   pyr_evictions_layout(&d->due, &count);
   pyr_readings_layout(&d->reading, heads, &count);
   PYR_TRY(be->reserve(be, work));
+  PYR_TRY(pyr_ranks_reserve(d->f.model->ranks, d->tokens * (int64_t)d->f.model->config.width));
   PYR_TRY(pyr_pool_workspace(d->caches[0]->pool, count.used, &arena.block));
   PYR_TRY(step_reserve_rows(d));
   pyr_forward_layout(&d->f, &extent, &arena);
@@ -380,16 +381,24 @@ static pyr_status step_logits(const pyr_decode *d, float *const *logits) {
   return PYR_OK;
 }
 
+/* What the step needs before it computes, which all ranks must have: the only agreement of a step
+ * without plans, 8 bytes from each to each. After it nothing can fail on one rank alone but a plan
+ * that ranks, which step_run agrees about. */
+static pyr_status step_take(pyr_decode *d, const pyr_work *work) {
+  pyr_status s = step_ask(d);
+  if (s == PYR_OK) s = step_reserve(d, work);
+  if (s == PYR_OK) s = step_keep_losers(d);
+  if (s == PYR_OK) s = step_list(d);
+  return pyr_ranks_agree(d->caches[0]->pool->rt, s);
+}
+
 /* All that can fail while rows can still be dropped again: on failure the caller does. Rows are
  * there (step_compute), and are counted (step_tally), before plans rank them; on failure both
  * are taken back, the count here and the rows by the caller. */
 static pyr_status step_run(pyr_decode *d, const int32_t *ids, float *const *logits) {
   pyr_work work = pyr_forward_work(d->f.model, d->tokens, d->longest, d->tokens);
   work.resident = d->strides;
-  PYR_TRY(step_ask(d));
-  PYR_TRY(step_reserve(d, &work));
-  PYR_TRY(step_keep_losers(d));
-  PYR_TRY(step_list(d));
+  PYR_TRY(step_take(d, &work));
   PYR_TRY(step_compute(d, ids, &work));
   step_tally(d, 1);
   pyr_status s = pyr_evictions_rank(&d->due);
@@ -397,6 +406,7 @@ static pyr_status step_run(pyr_decode *d, const int32_t *ids, float *const *logi
   /* whether all scores were numbers: logits are there already or come next, so that there is
    * nothing else to wait for */
   if (s == PYR_OK) s = pyr_evictions_check(&d->due);
+  if (d->due.count > 0) s = pyr_ranks_agree(d->caches[0]->pool->rt, s);
   if (s != PYR_OK) step_tally(d, -1);
   return s;
 }
@@ -423,11 +433,13 @@ static pyr_status step_whole(pyr_decode *d, const int32_t *ids, float *const *lo
   step_count_up(d);
   step_layout_host(d, samples, &room);
   host->block = pyr_alloc(rt, room.used);
-  if (!host->block) return pyr_nomem(rt, room.used, "a step");
+  pyr_ranks_begin(rt);
+  if (!host->block) return pyr_ranks_end(rt, pyr_nomem(rt, room.used, "a step"));
   step_layout_host(d, samples, host);
   step_place(d);
   for (int i = 0; i < d->count; i++) pyr_forward_mark(d->caches[i]);
   pyr_status s = step_run(d, ids, logits);
+  pyr_ranks_leave(rt);                 /* nothing has failed since it was agreed upon */
   if (s != PYR_OK) step_undo(d);
   return s == PYR_OK ? step_evict(d) : s;
 }
@@ -460,6 +472,8 @@ static pyr_status step_once(pyr_cache *const *caches, const int32_t *ids, int co
     pyr_cache_rows_changed(caches[i]);
     pyr_cache_slide(caches[i]);
     pyr_cache_pack(caches[i]);
+    /* rows go where plans ran, and where windows slide */
+    if (d.due_count > 0 || pool->model->slides) s = pyr_cache_level(caches[i]);
   }
   if (s == PYR_OK && samplers)
     s = pyr_sample_batch_pick(&d.samples, pool->be, samplers, d.f.logits, vocab, count, picks);

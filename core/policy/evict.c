@@ -44,6 +44,7 @@
  * Nothing moves before it is known who survives, and what can fail comes first. */
 #include "policy/evict.h"
 #include "policy/policy.h"
+#include "policy/ranked.h"
 #include "cache/check.h"
 #include "cache/tiers.h"
 #include "cache/undo.h"
@@ -109,7 +110,7 @@ static void layout_scratch(pyr_eviction *e, pyr_arena *arena) {
 /* ---- 1. ask ---------------------------------------------------------------------------------- */
 
 static pyr_shape shape_of(const pyr_cache *cache, int layer) {
-  const pyr_model_config *c = &cache->pool->model->config;
+  const pyr_model_config *c = &cache->pool->model->whole;
   return (pyr_shape){ .layer = layer, .layers = c->layers, .heads = c->heads,
                       .kv_heads = c->kv_heads, .head_dim = c->head_dim, .tokens = cache->tokens,
                       .rows = pyr_cache_layer_rows(cache, layer) };
@@ -120,7 +121,7 @@ static int64_t rows_marked(const pyr_cache *cache, int layer) {
   int64_t rows = 0;
   for (int head = 0; head < cache->heads; head++)
     rows = pyr_max(rows, pyr_cache_lane(cache, layer, head)->mark);
-  return rows;
+  return rows > 0 ? rows + cache->states[layer].more : 0;
 }
 
 /* Whether passes over a prompt cannot see the layer's rows: they come a prompt later, and a sliding
@@ -138,6 +139,7 @@ static pyr_status ask(pyr_eviction *e, pyr_cache *cache, pyr_when when, const py
     e->plan = (pyr_plan){ .keep = shape->rows, .prune = PYR_PRUNE_CACHE };
   else PYR_TRY(pyr_policy_ask(cache, when, shape, &e->plan));
   pyr_splits_make(&e->splits, cache, shape->layer, &e->plan, when, coming, e->splits.lanes);
+  PYR_TRY(pyr_splits_join(&e->splits));
   return pyr_policy_check_lanes(&e->splits);
 }
 
@@ -159,21 +161,24 @@ static pyr_status score(const pyr_eviction *e, pyr_signals *signals, int head, i
   const pyr_split *lane = &e->splits.lanes[head];
   signals->begin = lane->first;
   signals->end = lane->first + lane->candidates;
+  signals->together = e->plan.share == PYR_SHARE_LAYER && e->splits.groups == 1;
   return pyr_score_eval(&e->plan.score, signals, head, members, e->work, out);
 }
 
 /* Chooses among the candidates of the first `count` segments of a contest, whose scores are given,
  * to idx; their counts come to c->counts. `bounds`: the plan whose mass and bound may choose fewer
- * than `most`; NULL: exactly as many. */
-static pyr_status choose(pyr_backend *be, const pyr_contest *c, const float *scores, int32_t count,
-                         int64_t most, const pyr_plan *bounds, int32_t *idx) {
+ * than `most`; NULL: exactly as many. `everywhere`: among the lanes of all ranks. */
+static pyr_status choose(const pyr_cache *cache, const pyr_contest *c, const float *scores,
+                         int32_t count, int64_t most, const pyr_plan *bounds, bool everywhere,
+                         int32_t *idx) {
+  pyr_backend *be = cache->pool->be;
   pyr_choice choice = { .score = scores, .segments = c->segments, .count = count, .most = most,
                         .idx = idx, .chosen = c->chosen, .work = c->cuts };
   if (bounds) {
     choice.mass = bounds->mass;
     choice.bounded = bounds->bounded, choice.above = bounds->above;
   }
-  PYR_TRY(be->choose(be, &choice));
+  PYR_TRY(everywhere ? pyr_choose_ranked(cache, &choice) : be->choose(be, &choice));
   return be->download(be, c->counts, c->chosen, (size_t)count * sizeof *c->counts);
 }
 
@@ -195,7 +200,7 @@ static pyr_status list_survivors(const pyr_eviction *e, int head, const float *s
   if (lane->max > 0 && pyr_plan_is_open(&e->plan)) {
     e->contest.segments[0] = (pyr_segment){ .n = lane->candidates, .least = lane->min,
                                             .at = first, .offset = (int32_t)first };
-    PYR_TRY(choose(be, &e->contest, scores, 1, lane->max, &e->plan, idx));
+    PYR_TRY(choose(e->splits.cache, &e->contest, scores, 1, lane->max, &e->plan, false, idx));
     selected = e->contest.counts[0];
   } else if (lane->max > 0) {
     PYR_TRY(be->select(be, idx + first, scores, lane->candidates, lane->max, (int32_t)first));
@@ -282,8 +287,8 @@ static pyr_status rank_together(pyr_eviction *e, pyr_signals *signals) {
   const pyr_splits *s = &e->splits;
   PYR_TRY(enter(e, signals, &e->contest, 0, e->idx, e->contest.scores, s->pooled > 0));
   if (s->pooled > 0)
-    PYR_TRY(choose(s->cache->pool->be, &e->contest, e->contest.scores, s->cache->heads, s->pooled,
-                   &e->plan, e->idx));
+    PYR_TRY(choose(s->cache, &e->contest, e->contest.scores, s->cache->heads, s->pooled,
+                   &e->plan, true, e->idx));
   return leave(e, e->contest.counts);
 }
 
@@ -597,6 +602,11 @@ static pyr_status cascade_join(pyr_layer_plan *p, pyr_cache *cache, int64_t prom
   pyr_cascade *c = &p->cascade;
   pyr_eviction *e = &p->eviction;
   p->shares = is_united(e);
+  if (p->shares && cache->pool->model->ranks)
+    return pyr_runtime_set_error(cache->pool->rt, PYR_UNSUPPORTED,
+                                 "policy %s: layers share a budget while a prompt is read, which "
+                                 "several ranks cannot do yet",
+                                 cache->policy.name ? cache->policy.name : "?");
   if (p->shares && alive < prompt) return pyr_policy_reached_by_few(&e->splits);
   if (p->shares && !c->host)
     PYR_TRY(cascade_begin(c, cache, e->splits.layer, prompt, p->whole));
@@ -639,7 +649,8 @@ static pyr_status cascade_pack(pyr_cascade *c, int32_t lanes, int64_t most) {
   }
   c->held = most;
   if (most == 0) return PYR_OK;
-  PYR_TRY(choose(be, contest, contest->scores, lanes, most, NULL, c->idx));
+  PYR_TRY(choose(c->es.each[0].splits.cache, contest, contest->scores, lanes, most, NULL, false,
+                 c->idx));
   return be->take_i32(be, (int32_t *)contest->scores, c->idx, most);
 }
 
@@ -710,7 +721,6 @@ static int64_t share_out(const pyr_splits *s, int64_t rows, pyr_segment *segment
 static pyr_status cascade_weigh(pyr_cascade *c, int64_t *most) {
   const pyr_contest *all = &c->es.contest;
   int32_t heads = c->es.each[0].splits.cache->heads;
-  pyr_backend *be = c->es.each[0].splits.cache->pool->be;
   float *scores = all->scores;
   cascade_divide(c, *most, c->rows);
   *most = 0;
@@ -720,7 +730,7 @@ static pyr_status cascade_weigh(pyr_cascade *c, int64_t *most) {
     pyr_contest own = { scores, all->chosen + at, all->cuts + 2 * at, all->segments + at,
                         all->counts + at };
     if (e->plan.share == PYR_SHARE_HEAD) rows = share_out(&e->splits, rows, own.segments);
-    PYR_TRY(choose(be, &own, scores, heads, rows, NULL, c->idx));
+    PYR_TRY(choose(e->splits.cache, &own, scores, heads, rows, NULL, false, c->idx));
     scores += e->splits.total;
     *most += rows;
   }
@@ -739,7 +749,7 @@ static pyr_status cascade_cut(pyr_cascade *c) {
   if (c->weighed)
     PYR_TRY(cascade_weigh(c, &most));
   else if (most > 0)
-    PYR_TRY(choose(cache->pool->be, contest, contest->scores, lanes, most, NULL, c->idx));
+    PYR_TRY(choose(cache, contest, contest->scores, lanes, most, NULL, false, c->idx));
   for (int64_t i = 0; i < c->read; i++, counts += cache->heads) {
     pyr_eviction *e = &c->es.each[i];
     PYR_TRY(leave(e, counts));
@@ -1051,12 +1061,12 @@ static pyr_status rank_united(pyr_evictions *es) {
     pyr_trace_start(&e->trace, &e->splits);
     PYR_TRY(enter(e, &signals, c, lanes, from, to, es->budget > 0));
     pyr_trace_stop(&e->trace, &e->splits);
-    to += e->splits.total;
+    to += e->splits.own_total;
     lanes += heads;
   }
   if (lanes == 0) return PYR_OK;
   if (es->budget > 0)
-    PYR_TRY(choose(es->each[0].splits.cache->pool->be, c, c->scores, lanes, es->budget, es->bounds,
+    PYR_TRY(choose(es->each[0].splits.cache, c, c->scores, lanes, es->budget, es->bounds, true,
                    idx));
   const int32_t *counts = c->counts;
   for (int64_t i = 0; i < es->count; i++) {

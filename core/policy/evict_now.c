@@ -67,6 +67,7 @@ static pyr_status gather(pyr_cache *cache, pyr_evictions *es) {
   cache->began = &began;
   if (may_fail(cache, es)) status = pyr_cache_snapshot(cache, &snapshot);
   else if (pyr_trace_wanted(cache)) status = keep_losers(cache, &undo);
+  status = pyr_ranks_agree(cache->pool->rt, status);
   if (status == PYR_OK) status = pyr_evictions_gather(es);
   cache->began = NULL;
   if (status != PYR_OK && snapshot) pyr_cache_restore(cache, snapshot);
@@ -91,6 +92,7 @@ static pyr_status evict(pyr_cache *cache, pyr_evictions *es, pyr_when when,
   cache->policy = *policy;               /* what is asked, and what errors name */
   pyr_status status = rank(cache, es, when, &block);
   cache->policy = own;
+  status = pyr_ranks_agree(rt, status);
   if (status == PYR_OK) status = move(cache, es);
   be->release(be, block.block, block.used);
   pyr_release(rt, host.block, host.used);
@@ -109,8 +111,11 @@ pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy) {
                                  policy->name);
   if (cache->tokens == 0) return PYR_OK;
   const pyr_policy lent = *policy;
+  pyr_ranks_begin(cache->pool->rt);
   pyr_status status = evict(cache, &es, PYR_WHEN_EVICT, &lent, gather);
+  status = pyr_ranks_end(cache->pool->rt, status);
   if (status == PYR_OK) pyr_cache_rows_changed(cache);
+  if (status == PYR_OK) cache->uneven = true, status = pyr_cache_level(cache);
   return status;
 }
 

@@ -7,7 +7,8 @@ static const pyr_model *model_of(const pyr_observation *o) { return o->splits->c
 /* Whether the score's i-th operation reads sums of its own. A history that the lanes hold is read
  * there, unless a maximum over query heads is asked for, of which a lane holds only the mean. */
 static bool needs_sums(const pyr_observation *o, const pyr_score_op *op) {
-  bool over_heads = op->b == PYR_MAX && model_of(o)->config.heads != o->splits->cache->heads;
+  const pyr_model_config *whole = &model_of(o)->whole;
+  bool over_heads = op->b == PYR_MAX && whole->heads != whole->kv_heads;
   if (pyr_signal_is_attention(op)) return true;
   return pyr_signal_is_history(op)
       && (over_heads || !pyr_signal_is_history(&o->trigger->track));
@@ -104,7 +105,7 @@ static pyr_status send_map(pyr_observation *o, int i) {
   int64_t width = model_of(o)->config.width;
   pyr_table table;
   PYR_TRY(pyr_learned_table(cache, &o->program.ops[i], &table));
-  const float *from = table.values + o->splits->layer * cache->heads * table.width;
+  const float *from = pyr_table_of(model_of(o), &table, o->splits->layer, 0, false);
   for (int head = 0; head < cache->heads; head++)
     PYR_TRY(be->upload(be, o->maps[i] + head * width, from + head * table.width,
                        (size_t)width * sizeof *from));

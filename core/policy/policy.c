@@ -486,15 +486,14 @@ static bool are_leads(const pyr_cache *cache, const int32_t *ids, int64_t count)
  * is past. What is wrong is told with layer 1, for want of another. */
 pyr_status pyr_policy_ask_preparation(pyr_cache *cache, int64_t n, pyr_preparation *out) {
   const pyr_preparer *by = &cache->preparer;
-  const pyr_model_config *c = &cache->pool->model->config;
+  const pyr_model_config *c = &cache->pool->model->whole;
   const pyr_answer a = { cache, 0, "prepare" };
   pyr_shape shape = { .layers = c->layers, .heads = c->heads, .kv_heads = c->kv_heads,
                       .head_dim = c->head_dim, .prompt = n, .tokens = cache->tokens + n };
   *out = (pyr_preparation){ .size = sizeof *out, .track = { .code = PYR_SCORE_CODES } };
   if (!by->prepare || !cache->policy.prefill) return PYR_OK;
   for (int layer = 0; layer < cache->layers; layer++)
-    for (int head = 0; head < cache->heads; head++)
-      shape.past = pyr_max(shape.past, pyr_cache_lane(cache, layer, head)->rows);
+    shape.past = pyr_max(shape.past, pyr_cache_layer_rows(cache, layer));
   shape.rows = shape.past + n;
   PYR_TRY(by->prepare(by->ud, &shape, out));
   if (out->track.code >= PYR_SCORE_CODES) return PYR_OK;

@@ -12,6 +12,7 @@
  * a time, a function's inputs and results through host vectors of their own (its plan runs in
  * prefill, which may fail). */
 #include "policy/score.h"
+#include "policy/ranked.h"
 #include "model/model.h"
 
 #include <math.h>
@@ -261,6 +262,15 @@ static pyr_status find_table(const pyr_cache *cache, int32_t number, pyr_table *
                                    policy->name ? policy->name : "?");
 }
 
+const float *pyr_table_of(const pyr_model *model, const pyr_table *table, int layer, int head,
+                          bool queries) {
+  const pyr_model_config *whole = &model->whole;
+  int64_t heads = queries ? whole->heads : whole->kv_heads, first = 0;
+  if (model->ranks) first = queries ? pyr_model_part(model)->heads.first
+                                    : pyr_model_part(model)->lanes.first;
+  return table->values + (layer * heads + first + head) * table->width;
+}
+
 pyr_status pyr_learned_table(const pyr_cache *cache, const pyr_score_op *op, pyr_table *out) {
   return find_table(cache, op->n, out);
 }
@@ -284,7 +294,8 @@ static bool fits_model(const pyr_table *table, const pyr_model_config *c) {
 /* Numbers are the policy's for as long as it lives, so equal numbers are equal maps; a cache that
  * was loaded has asked for its number anew, and gets its map with the first row that it makes. */
 pyr_status pyr_learned_need(pyr_cache *cache, const pyr_trigger *trigger) {
-  const pyr_model_config *c = &cache->pool->model->config;
+  const pyr_model *model = cache->pool->model;
+  const pyr_model_config *c = &model->whole;
   pyr_runtime *rt = cache->pool->rt;
   const char *name = cache->policy.name ? cache->policy.name : "?";
   pyr_table table;
@@ -298,8 +309,8 @@ pyr_status pyr_learned_need(pyr_cache *cache, const pyr_trigger *trigger) {
   if (!fits_model(&table, c))
     return pyr_runtime_set_error(rt, PYR_POLICY, "policy %s: tracks a score that is learned for a "
                                  "model of other layers, heads or width", name);
-  return pyr_learned_new(cache->pool, trigger->track.n, table.values, c->layers, c->kv_heads,
-                         c->width, &cache->learned);
+  return pyr_learned_new(cache->pool, trigger->track.n, pyr_table_of(model, &table, 0, 0, false),
+                         c->layers, cache->heads, c->kv_heads, c->width, &cache->learned);
 }
 
 const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bool prefill,
@@ -311,9 +322,9 @@ const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bo
         along = op->code == PYR_S_ALONG || centres;
     if ((op->code == PYR_S_TABLE || learned || along) && find_table(cache, op->n, &table) != PYR_OK)
       return "refers to a table that the policy does not have";
-    if (learned && !fits_model(&table, &cache->pool->model->config))
+    if (learned && !fits_model(&table, &cache->pool->model->whole))
       return "is learned for a model of other layers, heads or width";
-    if (along && !along_fits(&table, &cache->pool->model->config, centres))
+    if (along && !along_fits(&table, &cache->pool->model->whole, centres))
       return "has vectors for a model of other layers, heads or dimensions";
     if (learned && !prefill && !pyr_signal_is_carried(op, track))
       return "reads what the layer read, which is known in prefill only, or where the trigger "
@@ -358,6 +369,14 @@ static uint64_t mix_seed(uint32_t seed, int32_t layer) {
   return ((uint64_t)seed << 32 | (uint32_t)layer) * 0x9e3779b97f4a7c15u;
 }
 
+/* Of the heads of the set that is scored, on whatever rank. */
+static pyr_status reduce_heads(const pyr_signals *s, pyr_vectors kind, float *out, const float *in,
+                               int32_t count, int64_t stride, int64_t n, pyr_reduce how,
+                               float scale) {
+  const pyr_set set = { s->cache, s->layer, s->together };
+  return pyr_reduce_heads(&set, kind, out, in, count, stride, n, how, scale);
+}
+
 /* ---- the policy's tables and functions ------------------------------------------------------- */
 
 /* out[i] = the table's number for the row, or for the lanes [head, head + count): their mean. A
@@ -373,7 +392,10 @@ static pyr_status eval_table(const pyr_signals *s, int32_t number, int head, int
   pyr_table table;
   pyr_status status = find_table(s->cache, number, &table);
   if (status == PYR_OK && table.by == PYR_BY_HEAD) {
+    const pyr_model *model = s->cache->pool->model;
     float sum = 0;
+    if (s->together) head = 0, count = model->whole.kv_heads;
+    else if (model->ranks) head += pyr_model_part(model)->lanes.first;
     for (int h = head; h < head + count; h++) {
       int64_t i = s->layer * table.width + h;
       sum += h < table.width && i < table.count ? table.values[i] : 0;
@@ -491,7 +513,9 @@ static pyr_status eval_custom(const pyr_score_op *op, const pyr_signals *s, int 
   for (int i = 0; i < op->a; i++) inputs[i] = host + i * n;
   for (int i = 0; i < count && status == PYR_OK; i++) {
     pyr_custom_source source = { s, head + i };
-    pyr_custom_view view = { .layer = s->layer, .head = head + i,
+    const pyr_model *model = cache->pool->model;
+    int32_t before = model->ranks ? pyr_model_part(model)->lanes.first : 0;
+    pyr_custom_view view = { .layer = s->layer, .head = before + head + i,
                              .head_dim = cache->pool->layout.head_dim, .inputs = op->a,
                              .width = cache->pool->model->config.width,
                              .group = cache->pool->model->config.heads / cache->heads, .rows = n,
@@ -502,7 +526,8 @@ static pyr_status eval_custom(const pyr_score_op *op, const pyr_signals *s, int 
     if (status == PYR_OK) status = be->upload(be, temp + i * n, result, vector);
   }
   pyr_release(cache->pool->rt, host, bytes);
-  return status != PYR_OK ? status : be->reduce_rows(be, out, temp, count, n, n, PYR_MEAN, 1.0f);
+  return status != PYR_OK ? status
+      : reduce_heads(s, PYR_OF_LANES, out, temp, count, n, n, PYR_MEAN, 1.0f);
 }
 
 /* ---- signals --------------------------------------------------------------------------------- */
@@ -554,6 +579,16 @@ static pyr_status eval_lane(const pyr_score_op *op, const pyr_signals *s,
   return no_signal(s, op);
 }
 
+/* What is added to the products of all lanes of the layer, on whatever rank. */
+static double learned_constants(const pyr_signals *s, const pyr_table *table, int *count) {
+  const pyr_model_config *whole = &s->cache->pool->model->whole;
+  double sum = 0;
+  *count = whole->kv_heads;
+  for (int64_t head = 0; head < whole->kv_heads; head++)
+    sum += table->values[((int64_t)s->layer * whole->kv_heads + head + 1) * table->width - 1];
+  return sum;
+}
+
 /* What the map gave to each candidate, gathered from the chunks that they were read in. Of 1,100
  * tokens, candidates 500 to 600 lie in the first chunk's part of 512 and the second's:
  *
@@ -568,6 +603,7 @@ static pyr_status eval_learned(const pyr_score_op *op, int index, const pyr_sign
   pyr_table table;
   PYR_TRY(pyr_learned_table(cache, op, &table));
   double constants = 0;
+  int own = count;
   for (int i = 0; i < count; i++) {
     int64_t from = first_alive(s, head + i);
     for (int64_t done = 0; done < n;) {
@@ -579,9 +615,11 @@ static pyr_status eval_learned(const pyr_score_op *op, int index, const pyr_sign
                        (size_t)some * sizeof *part));
       done += some;
     }
-    constants += table.values[((int64_t)s->layer * cache->heads + head + i + 1) * table.width - 1];
+    constants += pyr_table_of(cache->pool->model, &table, s->layer, head + i,
+                              false)[table.width - 1];
   }
-  PYR_TRY(be->reduce_rows(be, out, temp, count, n, n, PYR_MEAN, 1.0f));
+  if (s->together) constants = learned_constants(s, &table, &count);
+  PYR_TRY(reduce_heads(s, PYR_OF_LANES, out, temp, own, n, n, PYR_MEAN, 1.0f));
   PYR_TRY(pyr_fill_value(be, temp, n, (float)(constants / count)));
   return be->arith(be, out, temp, n, PYR_S_ADD);
 }
@@ -602,8 +640,8 @@ static pyr_status eval_variance(const pyr_score_op *op, int index, const pyr_sig
     PYR_TRY(be->arith(be, temp + i * n, s->squares[index] + (first + i) * s->stride, n,
                       PYR_S_ADD));
   }
-  return be->reduce_rows(be, out, temp, count, n, n, (pyr_reduce)op->b,
-                         queries > 1 ? 1.0f / (float)(queries - 1) : 0.0f);
+  return reduce_heads(s, PYR_OF_QUERIES, out, temp, count, n, n, (pyr_reduce)op->b,
+                          queries > 1 ? 1.0f / (float)(queries - 1) : 0.0f);
 }
 
 /* What a head of the table gives to `along`: vectors as they are, or the mean query turned to where
@@ -676,8 +714,7 @@ static pyr_status eval_along(const pyr_score_op *op, const pyr_signals *s, int h
       : pyr_nomem(cache->pool->rt, bytes, "the vectors of a score");
   float *spreads = host + heads * c->head_dim;
   for (int64_t h = 0; h < heads && status == PYR_OK; h++) {
-    const float *from = table.values
-        + ((int64_t)s->layer * cache->heads * group + head * group + h) * table.width;
+    const float *from = pyr_table_of(model, &table, s->layer, (int)(head * group + h), centres);
     float *vector = host + h * c->head_dim;
     if (centres) turn_centre(from, c, turn, freq, next, op->x, vector, spreads + h * pairs);
     else memcpy(vector, from, (size_t)c->head_dim * sizeof *vector);
@@ -697,8 +734,8 @@ static pyr_status eval_along(const pyr_score_op *op, const pyr_signals *s, int h
   if (vectors) be->release(be, vectors, bytes);
   if (host) pyr_release(cache->pool->rt, host, bytes);
   if (status != PYR_OK) return status;
-  return be->reduce_rows(be, out, temp, (int32_t)heads, n, n,
-                         centres ? (pyr_reduce)op->b : PYR_MEAN, 1.0f);
+  return reduce_heads(s, centres ? PYR_OF_QUERIES : PYR_OF_LANES, out, temp, (int32_t)heads, n,
+                          n, centres ? (pyr_reduce)op->b : PYR_MEAN, 1.0f);
 }
 
 /* Pushes one signal of lanes [head, head + count) to `out`: one number a candidate. A set of lanes
@@ -728,12 +765,13 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
     if (s->squares[index])
       return eval_variance(op, index, s, head * group, count * group, temp, out);
     if (s->attention[index])
-      return be->reduce_rows(be, out, s->attention[index] + (int64_t)head * group * s->stride,
-                             count * group, s->stride, n, (pyr_reduce)op->b, scale);
+      return reduce_heads(s, PYR_OF_QUERIES, out,
+                              s->attention[index] + (int64_t)head * group * s->stride,
+                              count * group, s->stride, n, (pyr_reduce)op->b, scale);
     for (int i = 0; i < count && status == PYR_OK; i++)
       status = be->copy(be, temp + i * n, first[i].history + s->begin, (size_t)n * sizeof(float));
-    return status != PYR_OK ? status : be->reduce_rows(be, out, temp, count, n, n,
-                                                       (pyr_reduce)op->b, scale);
+    return status != PYR_OK ? status
+        : reduce_heads(s, PYR_OF_HISTORY, out, temp, count, n, n, (pyr_reduce)op->b, scale);
   }
   case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM: case PYR_S_KEY_SIMILARITY: case PYR_S_LAG:
   case PYR_S_REDUNDANCY:
@@ -741,7 +779,8 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
       pyr_lane_view lane = pyr_lane_get_view(&first[i]);
       status = eval_lane(op, s, &lane, temp + i * n);
     }
-    return status != PYR_OK ? status : be->reduce_rows(be, out, temp, count, n, n, PYR_MEAN, 1.0f);
+    return status != PYR_OK ? status
+        : reduce_heads(s, PYR_OF_LANES, out, temp, count, n, n, PYR_MEAN, 1.0f);
   case PYR_S_OUTPUT_NORM: case PYR_S_EXPECTED:
     for (int i = 0; i < count && status == PYR_OK; i++) {
       pyr_lane_view lane = pyr_lane_get_view(&first[i]);
@@ -749,8 +788,8 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
                             temp + (int64_t)i * group * n);
     }
     if (status != PYR_OK) return status;
-    return be->reduce_rows(be, out, temp, count * group, n, n,
-                           op->code == PYR_S_EXPECTED ? (pyr_reduce)op->b : PYR_MEAN, 1.0f);
+    return reduce_heads(s, PYR_OF_QUERIES, out, temp, count * group, n, n,
+                            op->code == PYR_S_EXPECTED ? (pyr_reduce)op->b : PYR_MEAN, 1.0f);
   case PYR_S_ALONG: case PYR_S_CENTRES:
     return eval_along(op, s, head, count, temp, out);
   case PYR_S_LEARNED:
@@ -758,13 +797,15 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
       return eval_learned(op, index, s, head, count, temp, out);
     for (int i = 0; i < count && status == PYR_OK; i++)
       status = be->copy(be, temp + i * n, first[i].history + s->begin, (size_t)n * sizeof(float));
-    return status != PYR_OK ? status : be->reduce_rows(be, out, temp, count, n, n, PYR_MEAN, 1.0f);
+    return status != PYR_OK ? status
+        : reduce_heads(s, PYR_OF_LANES, out, temp, count, n, n, PYR_MEAN, 1.0f);
   case PYR_S_PROBED:
     for (int i = 0; i < count && status == PYR_OK; i++)
       status = be->copy(be, temp + i * n,
                         pyr_cache_lane_probed(cache, s->layer, head + i) + s->begin,
                         (size_t)n * sizeof(float));
-    return status != PYR_OK ? status : be->reduce_rows(be, out, temp, count, n, n, PYR_MEAN, 1.0f);
+    return status != PYR_OK ? status
+        : reduce_heads(s, PYR_OF_LANES, out, temp, count, n, n, PYR_MEAN, 1.0f);
   case PYR_S_TABLE:
     return eval_table(s, op->n, head, count, out);
   case PYR_S_PLACE:

@@ -33,6 +33,10 @@ static inline bool pyr_signal_is_history(const pyr_score_op *op) {
 static inline bool pyr_signal_is_learned(const pyr_score_op *op) {
   return op->code == PYR_S_LEARNED;
 }
+/* Where a table by head has the numbers of this rank's `head` (a query head, or a K/V head) of the
+ * layer. */
+const float *pyr_table_of(const pyr_model *model, const pyr_table *table, int layer, int head,
+                          bool queries);
 /* The table that a PYR_S_LEARNED refers to; checked when its plan was. */
 pyr_status pyr_learned_table(const pyr_cache *cache, const pyr_score_op *op, pyr_table *out);
 static inline bool pyr_signal_is_expected(const pyr_score_op *op) {
@@ -57,6 +61,7 @@ const char *pyr_score_untracked(const pyr_score_op *op, const pyr_score_op *trac
 typedef struct pyr_signals {
   pyr_cache *cache;
   int32_t layer;
+  bool together;                   /* the set is of all lanes of the layer, on whatever rank */
   int64_t begin, end;              /* the candidates of the lanes that are evaluated next */
   float *attention[PYR_SCORE_MAX]; /* by op: [query heads, stride] what queries gave to each row,
                                       summed (or the highest); NULL: the lanes' history has it */

@@ -52,11 +52,16 @@ static void guard(pyr_split *lane, const pyr_splits *s, int64_t held, int64_t be
   lane->last = pyr_min(last, lane->rows - lane->first);
 }
 
-/* What the plan lets a lane keep. Where only the prompt's own rows are judged, old ones all stay,
+/* Heads in a plan are those of the whole model: of lanes 1 and 2 of three, the second rank's, the
+ * first's number is keep_of[1].
+ *
+ * What the plan lets a lane keep. Where only the prompt's own rows are judged, old ones all stay,
  * and the plan has counted those of the longest lane: of lanes that held 40 and 10 rows, keep 50
  * means 50 and 20. */
 static int64_t keep_of(const pyr_splits *s, int head) {
-  int64_t keep = s->plan->keep_count ? s->plan->keep_of[head] : s->plan->keep;
+  const pyr_model *model = s->cache->pool->model;
+  int32_t first = model->ranks ? pyr_model_part(model)->lanes.first : 0;
+  int64_t keep = s->plan->keep_count ? s->plan->keep_of[first + head] : s->plan->keep;
   return keep - s->past + before_of(s, head);
 }
 
@@ -92,12 +97,22 @@ static int32_t window_of(const pyr_cache *cache, int layer) {
   return windows ? windows[layer] : 0;
 }
 
+/* A budget shared by all lanes: `keep` rows a lane on average less all guards, but never less than
+ * the lanes are promised. Of lanes of 16 and 10 rows with guards 4 and 4 and keep 10: 2 * 10 - 16 =
+ * 4 of the 8 + 2 candidates. */
+void pyr_splits_settle(pyr_splits *s) {
+  s->pooled = pyr_min(pyr_max(s->budget, s->promised), s->total);
+  if (!pyr_splits_compete(s)) return;
+  s->needed = s->pooled < s->total || (pyr_plan_is_open(s->plan) && s->promised < s->total);
+}
+
 void pyr_splits_make(pyr_splits *out, pyr_cache *cache, int layer, const pyr_plan *plan,
                      pyr_when when, int64_t coming, pyr_split *lanes) {
   pyr_splits s = { .cache = cache, .layer = layer, .plan = plan, .when = when,
                    .coming = coming, .lanes = lanes };
-  bool pooled = pyr_splits_compete(&s), loses = false;
+  bool loses = false;
   for (int head = 0; head < cache->heads; head++) s.past = pyr_max(s.past, before_of(&s, head));
+  if (s.past > 0) s.past += cache->states[layer].more;
   for (int head = 0; head < cache->heads; head++) {
     const pyr_split *lane = &lanes[head];
     lanes[head] = split_lane(&s, head);
@@ -108,12 +123,8 @@ void pyr_splits_make(pyr_splits *out, pyr_cache *cache, int layer, const pyr_pla
     s.promised += lane->min;
     loses = loses || pyr_split_loses(&s, head);
   }
-  /* A budget shared by all lanes: `keep` rows a lane on average less all guards, but never less
-   * than the lanes are promised. Of lanes of 16 and 10 rows with guards 4 and 4 and keep 10:
-   * 2 * 10 - 16 = 4 of the 8 + 2 candidates. */
-  s.pooled = pyr_min(pyr_max(s.budget, s.promised), s.total);
-  s.needed = pooled ? s.pooled < s.total || (pyr_plan_is_open(plan) && s.promised < s.total)
-      : loses;
+  s.needed = loses;
+  pyr_splits_settle(&s);
   for (int head = 0; head < cache->heads; head++) {
     const pyr_split *lane = &lanes[head];
     /* where layers share, how many a layer keeps of all its candidates is settled later */

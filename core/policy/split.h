@@ -51,6 +51,8 @@ typedef struct pyr_splits {  /* of one plan, on all lanes of one layer */
   int64_t longest, total;    /* candidates of the lane that has most, and of all lanes */
   int64_t budget, promised;  /* rows that all lanes may keep beside their guards, which may be below
                                 0; candidates that survive whatever the others' scores */
+  int64_t own_total;         /* candidates of this rank's lanes: of several ranks `total`, `budget`
+                                and `promised` are of all lanes that compete */
   int64_t pooled;            /* share = "pool": at most so many of all candidates survive */
   int64_t rows;              /* of the longest lane */
   int64_t rows_after;        /* at most so many are left in the longest lane */
@@ -83,6 +85,8 @@ static inline bool pyr_plan_keeps_equal(const pyr_plan *plan) {
 /* lanes: room for [heads]. The plan must outlive the splits. */
 void pyr_splits_make(pyr_splits *out, pyr_cache *cache, int layer, const pyr_plan *plan,
                      pyr_when when, int64_t coming, pyr_split *lanes);
+/* What follows from total, budget and promised: pooled, and whether any row may go. */
+void pyr_splits_settle(pyr_splits *s);
 /* Whether a plan shares its budget with other layers' plans: rows compete, or weights divide it. */
 static inline bool pyr_plan_unites(const pyr_plan *plan) {
   return plan->share == PYR_SHARE_MODEL || plan->weight.length > 0;

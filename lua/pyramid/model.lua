@@ -28,7 +28,8 @@ Model.__name = "pyramid.model"
 
 local model_keys = { device = "string", threads = "integer", weights = "string",
   memory = "integer|string", isa = "string", precision = "string", context = "integer",
-    scaling = "string", map = "boolean", progress = "function", policy_seconds = "number" }
+    ranks = "string", scaling = "string", map = "boolean", progress = "function",
+      policy_seconds = "number" }
 
 -- device, precision -> the kernels that have it
 local rounded = { cpu = { bf16 = "bf16", int8 = "int8" }, other = { bf16 = "bf16" } }
@@ -59,6 +60,9 @@ local precisions = { auto = true, f32 = true, bf16 = true, int8 = true }
 ---  bytes, and the model fits into `memory` so; else "f32", and with an `isa` the precision that it
 ---  has. It costs 0.1 to 0.4 % of the perplexity of real models. `model.precision` says which it
 ---  is. nil: the host's default, which is PYRAMID_PRECISION in the program `pyramid`, else "auto"
+---@field ranks? "tensor"
+---  this process is one of several that MPI has started with the same script; each has its part of
+---  every layer (docs/ranks.md)
 ---@field context? integer           positions, instead of those that the model was made for
 ---@field scaling? "none"|"linear"|"yarn"
 ---  what RoPE does to make room for a longer context: nothing (nil, "none"), divide all angles
@@ -86,17 +90,24 @@ end
 local function load(source, given, precision, asked)
   local device = given.device or (given.isa and "cpu") or core.default_device()
   local function start(isa)
-    return core.runtime { device = device, threads = given.threads, isa = isa,
+    return core.runtime { device = device, threads = given.threads, isa = isa, ranks = given.ranks,
       memory = options.bytes("pyramid.model", given.memory) }
   end
   local kernels, runtime, message, code = (rounded[device] or rounded.other)[precision]
-  if kernels and not given.isa then runtime = start(kernels) end
-  if not runtime then runtime, message, code = start(given.isa) end
+  if kernels and not given.isa then runtime, message, code = start(kernels) end
+  local apart = given.ranks and message and message:find("ranks:", 1, true)
+  if not runtime and not apart then runtime, message, code = start(given.isa) end
   if not runtime then return nil, nil, message, code end
   if given.progress then runtime:on_progress(given.progress) end
   local loaded
+  runtime:ranks_begin()
   loaded, message, code = loaders.load(runtime, source, asked)
   runtime:on_progress(nil)
+  local all, why, kind = runtime:ranks_end(code, message)
+  if not all then                                -- of several ranks another one failed, or this did
+    if loaded then loaded.handle:close() end
+    loaded, message, code = nil, why, kind
+  end
   if loaded then return loaded, runtime end
   runtime:close()
   return nil, nil, message, code
@@ -290,6 +301,17 @@ function Model:load_conversation(path, given) return conversation.load(self, pat
 ---@return integer held
 ---@return integer peak
 function Model:memory() return self:runtime():memory(), self:runtime():memory_peak() end
+
+---@class pyramid.Ranks
+---@field rank integer      which of the processes this is, from 0
+---@field size integer      how many they are; 1: it is alone
+---@field sent integer      bytes that went to the others so far
+---@field received integer
+---@field swaps integer     in so many exchanges
+
+---Which of the processes that compute the model this is, and what they have exchanged.
+---@return pyramid.Ranks
+function Model:ranks() return self:runtime():ranks() end
 
 ---@class pyramid.ProfileEntry
 ---@field name string      an operation: "linear", "attention", …

@@ -18,6 +18,8 @@ name_for() { # MANAGER PACKAGE
     dnf:libdnnl-dev) echo onednn-devel ;; pacman:libdnnl-dev) echo onednn ;; apk:libdnnl-dev) echo onednn-dev ;;
     dnf:curl | pacman:curl | apk:curl) echo curl ;;
     dnf:lua-argparse) echo lua-argparse ;; pacman:lua-argparse) echo lua54-argparse ;; apk:lua-argparse) echo lua-argparse ;;
+    dnf:libopenmpi-dev) echo openmpi-devel ;; pacman:libopenmpi-dev) echo openmpi ;; apk:libopenmpi-dev) echo openmpi-dev ;;
+    dnf:openmpi-bin | apk:openmpi-bin) echo openmpi ;;
     dnf:locales) echo glibc-locale-source ;;
     apk:lua-cjson-dev) echo lua5.4-cjson ;;
     apk:lua-busted) echo lua5.4-busted ;;

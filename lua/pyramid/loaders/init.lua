@@ -318,9 +318,26 @@ local function quantised(weights, as)
   return balance > 0
 end
 
+-- The most columns that lie in one block of matrices of these roles, in the file or once they are
+-- loaded: ranks cut between blocks.
+local function longest_block(weights, as, roles)
+  local most = 1
+  for _, w in ipairs(weights) do
+    local t = w.tensor
+    if roles[w.role] and not w.expert then
+      local target = as or target_of(t)
+      if target then most = math.max(most, dtypes.by_name[target].block) end
+      if not t.packed then most = math.max(most, dtypes.by_name[t.dtype].block) end
+    end
+  end
+  return most
+end
+
 -- What core.model_new is told (lua/lmodel.c).
-local function core_config(config)
+local function core_config(config, weights, as)
   local out = {
+    o_block = longest_block(weights, as, { o = true }),
+    down_block = longest_block(weights, as, { down = true, shared_down = true }),
     layers = config.layers, heads = config.heads, kv_heads = config.kv_heads,
     head_dim = config.head_dim, width = config.width, ff = config.ff, vocab = config.vocab,
     context = config.context, norm_eps = config.norm_eps, rope_style = config.rope.style,
@@ -362,7 +379,8 @@ end
 local function load(runtime, source, options)
   if type(source) == "string" then source = prepare(source, options) end
   local config, weights = source.config, source.weights
-  local handle = fault.check_of(source.path, core.model_new(runtime, core_config(config)))
+  local handle = fault.check_of(source.path, core.model_new(runtime,
+    core_config(config, weights, options.weights)))
   local ok <close> = setmetatable({},
     { __close = function(state) if not state.done then handle:close() end end })
   local opened <close> = open_files(runtime, options.map)

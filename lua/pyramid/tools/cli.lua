@@ -147,6 +147,9 @@ function cli.add_model(parser, measures)
       .. "weights too; auto: int8 for models of quantised weights, f32 for others."
       .. (measures and "" or " (default: PYRAMID_PRECISION, or auto)"),
     { default = measures and "f32" or nil, choices = { "auto", "f32", "bf16", "int8" } })
+  option(parser, "--ranks", "KIND",
+    "This is one of several processes that mpirun started, all with the same arguments: tensor "
+      .. "gives each a part of every layer.", { choices = { "tensor" } })
   parser:flag("--no-map",
     "Read the weights instead of mapping their file: for files on a network, or that others may "
       .. "shorten.")
@@ -422,7 +425,11 @@ function cli.open_model(args, name)
   local opened = cli.must(guarded(model.open, path,
     { weights = args.weights, device = args.device, threads = args.threads,
       precision = args.precision, context = args.max_context, scaling = args.scaling,
-        map = not args.no_map, progress = progress.update }))
+        map = not args.no_map, ranks = args.ranks, progress = progress.update }))
+  if opened:ranks().rank > 0 then              -- of several ranks the first speaks
+    progress:close()
+    require "pyramid.probe".mute()
+  end
   cli.warn_of(opened)
   return opened
 end
