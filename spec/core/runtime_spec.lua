@@ -27,7 +27,7 @@ describe("runtime", function()
 
   it("raises on misuse", function()
     assert.error_matches(function() core.runtime { thread = 1 } end,
-      "unknown option 'thread' %(known: threads, device, isa, memory%)")
+      "unknown option 'thread' %(known: threads, device, isa, memory, ranks%)")
     for _, options in ipairs { { threads = -1 }, { threads = 257 }, { threads = "many" },
       { memory = -1 }, { device = {} }, 3 } do
       assert.error(function() core.runtime(options) end)
