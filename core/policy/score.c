@@ -1053,6 +1053,9 @@ pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const p
   int depth, first = layer < 0 ? 0 : layer, last = layer < 0 ? cache->layers - 1 : layer;
   int low = head < 0 ? 0 : head, high = head < 0 ? cache->heads - 1 : head;
   int64_t rows = 1;
+  if (cache->pool->model->ranks)
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
+                                 "scores: several ranks cannot look at their rows' scores yet");
   pyr_status status = check_scores(cache, layer, head, score, &depth);
   if (status != PYR_OK) return status;
   for (int l = first; l <= last; l++)
