@@ -148,7 +148,11 @@ local function legacy_logprobs(server, said, from)
     out.token_logprobs[i] = one.logprob or json.null
     local top = one.logprob and {} or json.null
     for j, id in ipairs(one.ids or {}) do top[token_text(server, id)] = one.logprobs[j] end
-    if one.logprob then top[text] = math.max(one.logprob, top[text] or -math.huge) end
+    if one.logprob then
+      -- one number for one id: clients compare the two to find out whether it was the best
+      top[text] = math.max(one.logprob, top[text] or -math.huge)
+      out.token_logprobs[i] = top[text]
+    end
     out.top_logprobs[i] = top
     -- the text shows no special tokens
     from = from + (server.engine.model.tokenizer:is_special(one.id) and 0 or #text)

@@ -75,7 +75,11 @@ for line in file:lines() do
   local sample = cjson.decode(line)
   local doc, best, at = sample.doc, nil, nil
   for i, choice in ipairs(doc.choices) do
-    local found = assert(model:score(doc.question, " " .. choice, { dtype = "f32" }))
+    -- as the harness cuts them: no BOS, and the choice is what is behind the question's ids
+    local before = assert(model:encode(doc.question, { add = false }))
+    local whole = assert(model:encode(doc.question .. " " .. choice, { add = false }))
+    local found = assert(model:score(before, table.move(whole, #before + 1, #whole, 1, {}),
+      { dtype = "f32" }))
     local theirs = tonumber(sample.filtered_resps[i][1])
     worst = math.max(worst, math.abs(found.logprob - theirs))
     if not best or found.logprob > best then best, at = found.logprob, i end
