@@ -266,7 +266,7 @@ function Sessions:trim() trim(self) end
 ---@field model string
 ---@field policy string
 
----What a store is to keep beside a cache's rows, of how the cache was made.
+---What a store is to know of a cache, to keep it or to find what it may take.
 ---@param cache pyramid.Cache
 ---@param model pyramid.Model
 ---@param dtype string
