@@ -251,8 +251,11 @@ static void take_pages(pyr_lane_view *out, const pyr_lane_view *lane, int64_t fr
  * the half is settled, too, and one of eleven others is read. */
 typedef struct part { const pyr_reading *tier; int64_t low, from, to, all; } part;
 
-enum { PARTS = 3 };
+enum { PARTS = 3 };        /* tiers, at most */
 
+/* What of a tier's lane is settled and what is ranked. Guards are of the hot tier's rows, which are
+ * the first and the newest of a policy that demotes; below it only the last page is settled, where
+ * it is not full and so has no digest. 0 <= low <= from <= to <= all. */
 static part part_of(const pyr_reading *r, const pyr_reading *tier, int g) {
   const pyr_lane_view *lane = &tier->lanes[g];
   int64_t first = tier == r ? r->read.first : 0, last = tier == r ? pyr_max(r->read.last, 1) : 0;
