@@ -16,7 +16,7 @@ static pyr_status compare(pyr_runtime *rt, pyr_ranks *r) {
       all[PYR_RANKS_MAX];
   size_t bytes[PYR_RANKS_MAX];
   snprintf(mine.version, sizeof mine.version, "%s", pyr_version());
-  snprintf(mine.isa, sizeof mine.isa, "%s", pyr_runtime_isa(rt));
+  snprintf(mine.isa, sizeof mine.isa, "%s", pyr_runtime_backend(rt)->name);
   for (int i = 0; i < pyr_ranks_size(r); i++) bytes[i] = sizeof mine;
   PYR_TRY(pyr_ranks_gather_known(r, &mine, bytes, all));
   for (int i = 1; i < pyr_ranks_size(r); i++)
