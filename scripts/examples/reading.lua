@@ -1,6 +1,6 @@
 -- reading.lua: what steps cost that read less than is held, beside full ones, in turns.
 --
---   build/pyramid scripts/examples/reading.lua MODEL TEXT DEPTH ROWS [THREADS] [ROUNDS]
+--   build/pyramid scripts/examples/reading.lua MODEL TEXT DEPTH ROWS [THREADS] [ROUNDS] [POLICY]
 --
 -- One prompt, two caches that hold the same rows: what their bytes promise is worked out, and what
 -- a step without rows takes is measured, so that the two can be compared.
@@ -9,10 +9,11 @@ local pyramid = require "pyramid"
 
 local path, file, depth, rows = arg[1], arg[2], math.tointeger(arg[3]), math.tointeger(arg[4])
 local threads, rounds = math.tointeger(arg[5] or 1), math.tointeger(arg[6] or 9)
-local steps <const>, page <const> = 8, 32
+local steps <const> = 8
 
 local model <close> = assert(pyramid.model(path, { threads = threads }))
-local c, quest = model.config, assert(pyramid.policy("quest", { rows = rows, whole = 0 }))
+local c = model.config
+local reader = assert(pyramid.policy(arg[7] or "signs", { rows = rows, whole = 0 }))
 local f <close> = assert(io.open(file))
 local ids = table.move(assert(model:encode(f:read "a")), 1, depth, 1, {})
 assert(#ids == depth, "the text is too short")
@@ -20,12 +21,12 @@ assert(#ids == depth, "the text is too short")
 -- Saved under the policy, loaded under both: "full" reads all of the same rows.
 local saved = os.tmpname()
 do
-  local cache <close> = assert(model:cache { policy = quest })
+  local cache <close> = assert(model:cache { policy = reader })
   assert(cache:prefill(ids))
   assert(cache:save(saved))
 end
 local full <close> = assert(model:load_cache(saved, { policy = "full" }))
-local less <close> = assert(model:load_cache(saved, { policy = quest }))
+local less <close> = assert(model:load_cache(saved, { policy = reader }))
 local short <close> = assert(model:cache())
 assert(short:prefill(table.move(ids, 1, 4, 1, {})))
 os.remove(saved)
@@ -50,8 +51,13 @@ local times = { {}, {}, {} }
 for round = 1, rounds do
   for i, cache in ipairs { full, less, short } do times[i][round] = run(cache) end
 end
--- Of a lane: K and V in f16; where less is read, the digests of all full pages, in f32.
-local row, digests = 2 * 2 * c.head_dim, depth // page * 2 * c.head_dim * 4
+-- Of a lane: K and V in f16; where less is read, the digests of all full pages.
+local stepped <close> = assert(less:fork())
+assert(stepped:step(1))
+local beside <close> = assert(full:fork())
+assert(beside:step(1))
+local row = 2 * 2 * c.head_dim
+local digests = (stepped:bytes() - beside:bytes()) / (c.layers * c.kv_heads)
 local promise = depth * row / (rows * row + digests)
 for which, name in ipairs { "clock", "processor" } do
   local a, b, none = median(times[1], which), median(times[2], which), median(times[3], which)
