@@ -3,7 +3,6 @@
 #include "base/hadamard.h"
 
 #include <math.h>
-#include <string.h>
 
 enum { ROWS = PYR_SIGNS_ROWS, FOUR = 4, CHOICES = 16 };
 
@@ -22,10 +21,6 @@ static float scale_of(const float *y, int32_t d) {
 void pyr_signs_of(float *digest, float *keys, int32_t d) {
   float *mean = digest, *scales = mean + pyr_signs_mean(d), sum = 0;
   uint8_t *signs = (uint8_t *)(scales + ROWS);
-  memset(digest, 0, (size_t)pyr_signs_width(d) * sizeof *digest);
-  for (int row = 0; row < ROWS; row++)
-    for (int32_t i = 0; i < d; i++) mean[i] += keys[row * d + i];
-  for (int32_t i = 0; i < d; i++) mean[i] *= 1.0f / ROWS;
   for (int row = 0; row < ROWS; row++) {
     float *y = keys + row * d;
     for (int32_t i = 0; i < d; i++) y[i] -= mean[i];

@@ -40,7 +40,8 @@ static inline int64_t pyr_signs_width(int32_t head_dim) {
   return pyr_signs_mean(head_dim) + PYR_SIGNS_ROWS + 4 * pyr_signs_groups(head_dim);
 }
 
-/* What is known of keys [32, head_dim], which are spoiled. A key with a NaN or an infinity makes
+/* What is known of keys [32, head_dim], which are spoiled: scales and signs come behind the mean,
+ * which is there already, in a digest that is 0 otherwise. A key with a NaN or an infinity makes
  * the mean NaN. */
 void pyr_signs_of(float *digest, float *keys, int32_t head_dim);
 

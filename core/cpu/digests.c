@@ -85,9 +85,9 @@ static void digest_task(void *ctx, int64_t task, int worker) {
   pyr_cpu_load_rows(c->k, keys, d, of->lane, c->layout, page * PYR_PAGE_ROWS, PYR_PAGE_ROWS,
                     PYR_PLANE_K);
   memset(out, 0, (size_t)c->width * sizeof *out);
-  if (c->by == PYR_DIGEST_SIGNS) pyr_signs_of(out, keys, c->layout.head_dim);
-  else if (c->by == PYR_DIGEST_BOUND) bound_page(out, keys, d);
+  if (c->by == PYR_DIGEST_BOUND) bound_page(out, keys, d);
   else mean_page(out, keys, d, c->by == PYR_DIGEST_BALL);
+  if (c->by == PYR_DIGEST_SIGNS) pyr_signs_of(out, keys, c->layout.head_dim);
 }
 
 /* Bytes: each key once. Pages are tasks, so that the first digests of a long lane, when a prompt
