@@ -42,10 +42,14 @@ enum { LINES_MOST = 1000, KEYS_MOST = 4096 };
 
 /* ---- columns --------------------------------------------------------------------------------- */
 
-static locale_t utf8_locale;             /* (locale_t)0: the system has none */
-
+/* Returns the locale to go back to. Where the system has no such locale, that is also what stays.
+ * It is opened once, by who needs it first: most commands never do. */
 static locale_t enter_utf8(void) {
-  return utf8_locale ? uselocale(utf8_locale) : uselocale((locale_t)0);
+  static locale_t utf8;
+  static int opened;
+  if (!opened) utf8 = newlocale(LC_CTYPE_MASK, "C.UTF-8", (locale_t)0);
+  opened = 1;
+  return uselocale(utf8);
 }
 
 static int terminal_columns(lua_State *L) {
@@ -443,7 +447,6 @@ int pyr_luaopen_terminal(lua_State *L) {
     { "remember", terminal_remember }, { "raw", terminal_raw }, { "keys", terminal_keys },
     { "private", terminal_private }, { NULL, NULL }
   };
-  if (!utf8_locale) utf8_locale = newlocale(LC_CTYPE_MASK, "C.UTF-8", (locale_t)0);
   luaL_newlib(L, functions);
   return 1;
 }
