@@ -362,9 +362,8 @@ function Conversation:say(given, how)
       self.rereads = self.rereads + 1
       self.cache:close()
     end
-    self.cache, held.cache = cache, nil
+    self.cache, held.cache, self.turns = cache, nil, {}
   end
-  if anew then self.turns = {} end
   self.turns[#self.turns + 1] = mark
   self.messages, self.answered, self.waiting = messages, #messages, waiting
   self.text = stays and whole or nil
