@@ -1,6 +1,7 @@
 --- The program's commands as their option tables say them: what shells complete, and manual pages.
 local argparse = require "argparse"
 local cli = require "pyramid.tools.cli"
+local picture = require "pyramid.tools.picture"
 local policy = require "pyramid.policy"
 local scripts = require "pyramid.scripts"
 
@@ -68,12 +69,11 @@ function commands.help(name)
     if why then return nil, ("%s: %s"):format(name, tostring(why)) end
     return ("pyramid %s: %s\n"):format(name, summaries[name])
   end
-  local names, wide, lines = commands.names(summaries), 0, {}
-  for _, each in ipairs(names) do wide = math.max(wide, #each) end
-  for i, each in ipairs(names) do
-    lines[i] = ("  %s%s  %s"):format(each, (" "):rep(wide - #each), summaries[each])
+  local rows = {}
+  for i, each in ipairs(commands.names(summaries)) do
+    rows[i] = { "  " .. each, summaries[each] }
   end
-  return table.concat(lines, "\n") .. "\n\npyramid help COMMAND says more.\n"
+  return table.concat(picture.table(rows, "<"), "\n") .. "\n\npyramid help COMMAND says more.\n"
 end
 
 -- argparse writes completions for commands of one parser: each script's options become those of a
