@@ -15,6 +15,7 @@
 local core = require "pyramid.core"
 local files = require "pyramid.files"
 local screen = require "pyramid.tools.screen"
+local store = require "pyramid.tools.store"
 local terminal = require "pyramid.terminal"
 
 local prompt = {}
@@ -25,20 +26,12 @@ local FILE_MOST = 16 << 20          -- of a history that is read
 
 -- ---- history ------------------------------------------------------------------------------------
 
----The folder for what programs remember; nil where the environment names no home.
----@return string?
-function prompt.state_folder()
-  local state, home = os.getenv "XDG_STATE_HOME", os.getenv "HOME"
-  if state and state:find "^/" then return state .. "/pyramid" end       -- relative: no value
-  if home and home:find "^/" then return home .. "/.local/state/pyramid" end
-end
-
----The same, made, with the folders above it.
+---The folder for what programs remember, made, with the folders above it.
 ---@return string?
 ---@return string? message
 ---@return string? code
 function prompt.make_state_folder()
-  local folder = prompt.state_folder()
+  local folder = store.user_folder("XDG_STATE_HOME", "/.local/state")
   if not folder then return nil, "neither XDG_STATE_HOME nor HOME names a folder", "io" end
   for upper in folder:gmatch "()/" do
     if upper > 1 and not files.exists(folder:sub(1, upper - 1)) then

@@ -67,13 +67,23 @@ function store.names()
   return names
 end
 
+---A folder of ours among the user's: below the one that a variable names, else below their home.
+---nil where the environment names neither.
+---@param variable string  "XDG_CACHE_HOME"
+---@param below string     what is below the home: "/.cache"
+---@return string?
+function store.user_folder(variable, below)
+  local named, home = os.getenv(variable), os.getenv "HOME"
+  if named and named:find "^/" then return named .. "/pyramid" end            -- relative: no value
+  if home and home:find "^/" then return home .. below .. "/pyramid" end
+end
+
 ---The folder of fetched models, whether it is there or not; nil where the environment names no
 ---home.
 ---@return string?
 function store.folder()
-  local cache, home = os.getenv "XDG_CACHE_HOME", os.getenv "HOME"
-  if cache and cache:find "^/" then return cache .. "/pyramid/models" end     -- relative: no value
-  if home and home:find "^/" then return home .. "/.cache/pyramid/models" end
+  local cache = store.user_folder("XDG_CACHE_HOME", "/.cache")
+  return cache and cache .. "/models"
 end
 
 ---@class pyramid.StoredModel
