@@ -17,6 +17,11 @@ function options.whole(value)
   return math.type(value) == "float" and math.tointeger(value) or value
 end
 
+---What misuse raised, without its place in a source: for who asks on behalf of somebody else.
+---@param raised any
+---@return string
+function options.without_place(raised) return (tostring(raised):gsub("^[^%s:]+:%d+: ", "")) end
+
 ---Raises unless `given` is nil or a table whose keys are all in `known` (a set, or a table of types
 ---by key: "string", "integer|string", "any"). Returns `given` or an empty table; where integers are
 ---wanted, whole numbers are integers in what is returned (a copy then: what was given stays as it

@@ -5,6 +5,7 @@ local chat = require "pyramid.chat"
 local conversation = require "pyramid.conversation"
 local fields = require "pyramid.serve.fields"
 local json = require "pyramid.json"
+local options = require "pyramid.options"
 local toolcalls = require "pyramid.serve.toolcalls"
 
 local completions = {}
@@ -371,7 +372,7 @@ local function prompt_of(server, call, given, messages, tools)
   if type(template.enable_thinking) == "boolean" then how.thinking = template.enable_thinking end
   if given.reasoning_effort then how.variables.reasoning_effort = given.reasoning_effort end
   local ok, ids, rest, code = pcall(conversation.prompt, "chat", engine.model, messages, how)
-  if not ok then return wrong(call, tostring(ids):gsub("^[^%s:]+:%d+: ", ""), "messages") end
+  if not ok then return wrong(call, options.without_place(ids), "messages") end
   if not ids then
     return wrong(call, rest, "messages", code ~= "argument" and code or nil)
   end

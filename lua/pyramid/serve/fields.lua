@@ -90,7 +90,7 @@ local extension = { policy = "string", options = "object", cache_dtype = "string
 local function guarded(f, ...)
   local results = table.pack(pcall(f, ...))
   if results[1] then return table.unpack(results, 2, results.n) end
-  return nil, (tostring(results[2]):gsub("^[^%s:]+:%d+: ", "")), "argument"
+  return nil, options.without_place(results[2]), "argument"
 end
 
 -- A table as Lua knows it: without the order of its keys.

@@ -66,14 +66,12 @@ function cli.must(value, message, code)
   return value
 end
 
-local function without_place(message) return (tostring(message):gsub("^[^%s:]+:%d+: ", "")) end
-
 -- What a function returns; what it raises is the user's mistake here, so its place in a source is
 -- left out.
 local function guarded(f, ...)
   local results = table.pack(pcall(f, ...))
   if results[1] then return table.unpack(results, 2, results.n) end
-  cli.fail(without_place(results[2]))
+  cli.fail(options.without_place(results[2]))
 end
 
 -- ---- arguments ----------------------------------------------------------------------------------
@@ -222,7 +220,7 @@ function cli.add_cache(parser)
     "The most bytes that rows may take, such as \"64 MiB\"."):convert(function(size)
     local ok, value = pcall(options.bytes, "--budget", tonumber(size) or size)
     if ok then return value end
-    return nil, without_place(value)
+    return nil, options.without_place(value)
   end)
   option(parser, "--policy-seconds", "SECONDS",
     "How long a policy may think at a time (default: 10; 0: no limit).")

@@ -7,6 +7,7 @@
 local conversation = require "pyramid.conversation"
 local core = require "pyramid.core"
 local interrupts = require "pyramid.interrupts"
+local options = require "pyramid.options"
 local picture = require "pyramid.tools.picture"
 local sampler = require "pyramid.sampler"
 local screen = require "pyramid.tools.screen"
@@ -140,7 +141,7 @@ end
 ---@return string? code
 function Talk:set_sampling(o)
   local ok, picker, message, code = pcall(sampler, o)
-  if not ok then return nil, (tostring(picker):gsub("^[^%s:]+:%d+: ", "")), "argument" end
+  if not ok then return nil, options.without_place(picker), "argument" end
   if not picker then return nil, message, code end
   if self.talk then picker:accept(self.talk.seen) end
   self.sampling, self.picker = o, picker
