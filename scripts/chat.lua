@@ -66,15 +66,15 @@ picked.seed = picked.seed or (math.random(0) ~ math.floor(core.clock() * 1e9)) &
 
 local interactive = picture.new(io.stdin).terminal and picture.new(io.stdout).terminal
 local cache_options = cli.cache_options(args, policy)
-cache_options.policy = nil
-cli.must(model:cache(cli.cache_options(args, policy))):close()
-local talk <close>, message = talks.new { model = model, policy = policy, label = label,
-  cache_options = cache_options, dtype = args.cache_dtype, told = told, sampling = picked,
+cli.must(model:cache(cache_options)):close()
+local talk <close>, message = talks.new { model = model, label = label,
+  cache_options = cache_options, dtype = args.cache_dtype, told = told,
   max_tokens = args.max_tokens, stop = args.stop, speculation = speculation, plain = plain,
   interactive = interactive, hints = cli.hints, unescape = cli.unescape }
 if not talk then
   cli.fail(message, "Name a format with --template, or go without one: --template none.")
 end
+cli.must(talk:set_sampling(picked))
 
 local function resume()
   if not kept_at or not files.exists(kept_at) then return end

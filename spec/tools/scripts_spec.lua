@@ -633,6 +633,8 @@ describe("pyramid chat", function()
     assert_fails("'nonesuch' is no template, and no format's name %(known: chatml, .*\n"
       .. "Name a format with %-%-template, or go without one",
       out, err, status)
+    out, err, status = talk("x\n", "--grammar /nonesuch")     -- no format would help there
+    assert_fails("^pyramid chat: /nonesuch: [^\n]+\n$", out, err, status)
   end)
 
   it("talks in the model's own format, and ends replies where a question would begin", function()

@@ -17,11 +17,10 @@ local talk = {}
 
 ---@class pyramid.Talk
 ---@field model pyramid.Model
----@field policy pyramid.Policy
 ---@field label string             the policy as it was given
----@field cache_options pyramid.CacheOptions
+---@field cache_options pyramid.CacheOptions   with the policy
 ---@field told table               of the conversation's options: system, format, tools, thinking
----@field sampling pyramid.SamplerOptions
+---@field sampling pyramid.SamplerOptions     set_sampling has them, before anything is said
 ---@field max_tokens integer
 ---@field stop? string[]
 ---@field speculation? true|pyramid.SpeculateOptions
@@ -42,21 +41,6 @@ Talk.__index = Talk
 -- answer with it.
 local STEP_SECONDS = 2
 
----A conversation that nobody has said anything in.
----@param given table  the fields above that are not made here
----@return pyramid.Talk?
----@return string? message
----@return string? code
-function talk.new(given)
-  local self = setmetatable(given, Talk)
-  self.out, self.err = picture.new(io.stdout), picture.new(io.stderr)
-  local ok, message, code = self:set_sampling(self.sampling)
-  if not ok then return nil, message, code end
-  ok, message, code = self:forget()
-  if not ok then return nil, message, code end
-  return self
-end
-
 ---A line beside the conversation, on standard error.
 ---@param text string
 function Talk:note(text)
@@ -74,11 +58,10 @@ function Talk.print(text)
 end
 
 -- The options of a conversation: of the cache, and what the format is told.
-local function options_of(self, told)
+local function options_of(self)
   local o = {}
   for key, value in pairs(self.cache_options) do o[key] = value end
-  for key, value in pairs(told) do o[key] = value end
-  o.policy = self.policy
+  for key, value in pairs(self.told) do o[key] = value end
   return o
 end
 
@@ -91,12 +74,33 @@ local function change_to(self, new)
   end
 end
 
+-- A conversation that nobody has said anything in.
+local function begin(self)
+  local new, message, code = self.model:conversation(options_of(self))
+  if not new then return nil, message, code end
+  change_to(self, new)
+  return true
+end
+
+---A conversation that nobody has said anything in.
+---@param given table  the fields above that are not made here
+---@return pyramid.Talk?
+---@return string? message
+---@return string? code
+function talk.new(given)
+  local self = setmetatable(given, Talk)
+  self.out, self.err = picture.new(io.stdout), picture.new(io.stderr)
+  local ok, message, code = begin(self)
+  if not ok then return nil, message, code end
+  return self
+end
+
 ---A cache that holds nothing, to be closed: what is wrong with its options is said before a first
 ---message.
 ---@return pyramid.Cache?
 ---@return string? message
 ---@return string? code
-function Talk:empty_cache() return self.model:cache(options_of(self, {})) end
+function Talk:empty_cache() return self.model:cache(self.cache_options) end
 
 ---Begins anew.
 ---@return true?
@@ -106,10 +110,9 @@ function Talk:forget()
   local cache, message, code = self:empty_cache()
   if not cache then return nil, message, code end
   cache:close()
-  local new
-  new, message, code = self.model:conversation(options_of(self, self.told))
-  if not new then return nil, message, code end
-  change_to(self, new)
+  local ok
+  ok, message, code = begin(self)
+  if not ok then return nil, message, code end
   self.picker:reset()
   return true
 end
@@ -120,10 +123,9 @@ end
 ---@return string? message
 ---@return string? code
 function Talk:load(path)
-  local told = {}
-  for key, value in pairs(self.told) do told[key] = value end
-  told.system = nil                                         -- the file has its own, or none
-  local new, message, code = conversation.load(self.model, path, options_of(self, told))
+  local o = options_of(self)
+  o.system = nil                                            -- the file has its own, or none
+  local new, message, code = conversation.load(self.model, path, o)
   if not new then return nil, message, code end
   change_to(self, new)
   self.picker:reset()
@@ -143,7 +145,7 @@ function Talk:set_sampling(o)
   local ok, picker, message, code = pcall(sampler, o)
   if not ok then return nil, options.without_place(picker), "argument" end
   if not picker then return nil, message, code end
-  if self.talk then picker:accept(self.talk.seen) end
+  picker:accept(self.talk.seen)
   self.sampling, self.picker = o, picker
   return true
 end
@@ -157,7 +159,7 @@ end
 function Talk:set_policy(policy, label)
   local ok, message, code = self.talk:set_policy(policy)
   if not ok then return nil, message, code end
-  self.policy, self.label, self.warned = policy, label, nil
+  self.cache_options.policy, self.label, self.warned = policy, label, nil
   return true
 end
 
@@ -182,7 +184,8 @@ local function turn_of(self)
   function turn.read(stats)
     if turn.progress then turn.progress:close() end
     local warning = turn.first and not self.warned
-      and target.warning(self.policy, self.label, stats.cache_fraction, stats.prompt_tokens)
+      and target.warning(self.cache_options.policy, self.label, stats.cache_fraction,
+        stats.prompt_tokens)
     turn.first, turn.reading = false, false
     if warning then self:note(warning) end
     self.warned = self.warned or warning
