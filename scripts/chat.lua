@@ -70,7 +70,7 @@ cli.must(model:cache(cache_options)):close()
 local talk <close>, message = talks.new { model = model, label = label,
   cache_options = cache_options, dtype = args.cache_dtype, told = told,
   max_tokens = args.max_tokens, stop = args.stop, speculation = speculation, plain = plain,
-  interactive = interactive, hints = cli.hints, unescape = cli.unescape }
+  interactive = interactive }
 if not talk then
   cli.fail(message, "Name a format with --template, or go without one: --template none.")
 end

@@ -4,6 +4,7 @@
 --- Ctrl-C ends an answer, and what was written of it stays in the conversation. While a prompt is
 --- read it gives the message up: the conversation is as before. What a model writes goes through
 --- pyramid.tools.screen, which lets nothing through that a terminal would obey.
+local cli = require "pyramid.tools.cli"
 local conversation = require "pyramid.conversation"
 local core = require "pyramid.core"
 local interrupts = require "pyramid.interrupts"
@@ -26,9 +27,7 @@ local talk = {}
 ---@field speculation? true|pyramid.SpeculateOptions
 ---@field plain boolean            there is no chat format
 ---@field interactive boolean
----@field hints table<string, string>   what to do about a failure, by its code
 ---@field dtype string             how rows are stored, as it was given
----@field unescape fun(text: string): string
 ---@field talk pyramid.Conversation
 ---@field turns integer
 ---@field last? pyramid.GenerationStats
@@ -166,7 +165,7 @@ end
 -- What keeps the conversation from going on is said once, not for each line of a file that is piped
 -- in.
 local function say_stuck(self, code, message)
-  local cure = self.turns == 0 and self.hints[code]
+  local cure = self.turns == 0 and cli.hints[code]
   if self.stuck ~= code then
     self:note(message .. (cure and "\n" .. cure
       or "; /clear forgets the conversation and begins anew"))
@@ -267,7 +266,7 @@ end
 ---Says something, and writes the answer.
 ---@param text string
 function Talk:say(text)
-  if not answer(self, self.talk, self.plain and self.unescape(text) or text) then return end
+  if not answer(self, self.talk, self.plain and cli.unescape(text) or text) then return end
   self.turns = self.turns + 1
   say_full(self)
 end
