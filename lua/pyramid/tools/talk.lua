@@ -29,7 +29,6 @@ local talk = {}
 ---@field interactive boolean
 ---@field dtype string             how rows are stored, as it was given
 ---@field talk pyramid.Conversation
----@field turns integer
 ---@field last? pyramid.GenerationStats
 ---@field leaving? boolean         the terminal is gone, or the program is told to end
 ---@field changed? boolean         it is another than it was when it began
@@ -67,10 +66,7 @@ end
 -- Takes another conversation's place.
 local function change_to(self, new)
   if self.talk then self.talk:close() end
-  self.talk, self.turns, self.last, self.stuck = new, 0, nil, nil
-  for _, message in ipairs(new.messages) do
-    if message.role == "assistant" then self.turns = self.turns + 1 end
-  end
+  self.talk, self.last, self.stuck = new, nil, nil
 end
 
 -- A conversation that nobody has said anything in.
@@ -162,10 +158,20 @@ function Talk:set_policy(policy, label)
   return true
 end
 
+---How many answers the conversation has.
+---@return integer
+function Talk:turns()
+  local count = 0
+  for _, message in ipairs(self.talk.messages) do
+    if message.role == "assistant" then count = count + 1 end
+  end
+  return count
+end
+
 -- What keeps the conversation from going on is said once, not for each line of a file that is piped
 -- in.
 local function say_stuck(self, code, message)
-  local cure = self.turns == 0 and cli.hints[code]
+  local cure = self:turns() == 0 and cli.hints[code]
   if self.stuck ~= code then
     self:note(message .. (cure and "\n" .. cure
       or "; /clear forgets the conversation and begins anew"))
@@ -266,9 +272,7 @@ end
 ---Says something, and writes the answer.
 ---@param text string
 function Talk:say(text)
-  if not answer(self, self.talk, self.plain and cli.unescape(text) or text) then return end
-  self.turns = self.turns + 1
-  say_full(self)
+  if answer(self, self.talk, self.plain and cli.unescape(text) or text) then say_full(self) end
 end
 
 ---Takes the last answer back and has another written. Nothing is lost where that fails: the answer
@@ -292,7 +296,6 @@ function Talk:again()
   end
   self.talk:close()
   self.talk = other
-  self.turns = math.max(self.turns, 1)
   say_full(self)
   return true
 end
@@ -304,7 +307,7 @@ end
 function Talk:undo()
   local said, message, code = self.talk:undo()
   if not said then return nil, message, code end
-  self.turns, self.last, self.stuck, self.changed = math.max(0, self.turns - 1), nil, nil, true
+  self.last, self.stuck, self.changed = nil, nil, true
   return type(said) == "string" and said or "(parts)"
 end
 

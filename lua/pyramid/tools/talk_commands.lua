@@ -152,7 +152,7 @@ list.system = { usage = "[TEXT | -]", text = "what the model is told first; -: n
     local ok, message = talk.talk:set_system(text)
     if not ok then return nil, message end
     talk.told.system, talk.changed = text, true
-    if talk.turns > 0 then talk:note "the conversation is read anew with the next message" end
+    if talk:turns() > 0 then talk:note "the conversation is read anew with the next message" end
     return true
   end }
 
@@ -166,7 +166,7 @@ list.policy = { usage = "[NAME key=value …]", text = "what of the cache is kep
     if not found then return nil, label .. (hint and "\n" .. hint or "") end
     local ok, message = talk:set_policy(found, label)
     if not ok then return nil, message end
-    if talk.turns > 0 then talk:note "the conversation is read anew with the next message" end
+    if talk:turns() > 0 then talk:note "the conversation is read anew with the next message" end
     return true
   end }
 
@@ -178,8 +178,9 @@ local function cache_of(talk)
 end
 
 local function show_numbers(talk, cache)
+  local turns = talk:turns()
   talk.print(("%s: %d turn%s, %d tokens seen; %s in %s, %s of the rows%s"):format(
-    talk.label, talk.turns, talk.turns == 1 and "" or "s", cache:tokens(),
+    talk.label, turns, turns == 1 and "" or "s", cache:tokens(),
     cli.bytes(cache:bytes()), talk.dtype, cli.percent(cache:fraction()), talk.talk.rereads > 0
       and ("; read anew %d times"):format(talk.talk.rereads) or ""))
 end
