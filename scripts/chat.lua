@@ -83,11 +83,8 @@ local function resume()
     cli.fail(why, "Give the model, --policy and --cache-dtype that it was kept with, or another "
       .. "name.")
   end
-  talk.changed = nil
-  if args.system then
-    cli.must(talk.talk:set_system(args.system))
-    talk.told.system = args.system
-  end
+  if args.system then cli.must(talk:set_system(args.system)) end
+  talk.changed = nil                           -- what the file has, or the arguments say each time
   talk:note(("%s: %d messages"):format(kept_at, #talk.talk.messages))
 end
 

@@ -109,6 +109,7 @@ function Talk:forget()
   ok, message, code = begin(self)
   if not ok then return nil, message, code end
   self.picker:reset()
+  self.changed = true
   return true
 end
 
@@ -142,6 +143,19 @@ function Talk:set_sampling(o)
   if not picker then return nil, message, code end
   picker:accept(self.talk.seen)
   self.sampling, self.picker = o, picker
+  return true
+end
+
+---Another system message, or, with nil, none: the next message has the whole conversation read
+---again.
+---@param text? string
+---@return true?
+---@return string? message
+---@return string? code
+function Talk:set_system(text)
+  local ok, message, code = self.talk:set_system(text)
+  if not ok then return nil, message, code end
+  self.told.system, self.changed = text, true
   return true
 end
 

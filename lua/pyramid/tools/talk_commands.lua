@@ -132,7 +132,6 @@ list.reset = { usage = "", text = "begin anew (also /clear)",
   run = function(talk)
     local ok, message = talk:forget()
     if not ok then return nil, message end
-    talk.changed = true
     talk:note "forgotten"
     return true
   end }
@@ -142,18 +141,21 @@ list.exit = { usage = "", text = "end (also /quit, Ctrl-D, or Ctrl-C twice)",
 
 -- ---- what the model is told, and what is kept ---------------------------------------------------
 
+-- Says what a change comes to that the cache's rows know nothing of.
+local function reads_anew(talk, ok, message)
+  if ok and talk:turns() > 0 then
+    talk:note "the conversation is read anew with the next message"
+  end
+  return ok, message
+end
+
 list.system = { usage = "[TEXT | -]", text = "what the model is told first; -: nothing",
   run = function(talk, rest)
     if rest == "" then
       talk.print(talk.told.system or "(nothing)")
       return true
     end
-    local text = rest ~= "-" and rest or nil
-    local ok, message = talk.talk:set_system(text)
-    if not ok then return nil, message end
-    talk.told.system, talk.changed = text, true
-    if talk:turns() > 0 then talk:note "the conversation is read anew with the next message" end
-    return true
+    return reads_anew(talk, talk:set_system(rest ~= "-" and rest or nil))
   end }
 
 list.policy = { usage = "[NAME key=value …]", text = "what of the cache is kept from here on",
@@ -164,10 +166,7 @@ list.policy = { usage = "[NAME key=value …]", text = "what of the cache is kep
     end
     local found, label, hint = cli.find_policy(rest)
     if not found then return nil, label .. (hint and "\n" .. hint or "") end
-    local ok, message = talk:set_policy(found, label)
-    if not ok then return nil, message end
-    if talk:turns() > 0 then talk:note "the conversation is read anew with the next message" end
-    return true
+    return reads_anew(talk, talk:set_policy(found, label))
   end }
 
 -- The cache; where nothing is read, an empty one, to be closed.
