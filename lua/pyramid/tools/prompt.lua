@@ -80,40 +80,42 @@ end
 
 local PASTE_BEGINS, PASTE_ENDS = "\27[200~", "\27[201~"
 
--- What the keys say, one after the other: a character, "\n" for Enter, or what a paste holds.
+-- Takes what the keys say next: a character, "\n" and true for Alt-Enter, or what a paste holds and
+-- true. nil: more of them must come.
+local function take_key(self)
+  local keys = self.keys
+  if self.pasting then
+    local ends = keys:find(PASTE_ENDS, 1, true)
+    if not ends then return nil end
+    self.keys, self.pasting = keys:sub(ends + #PASTE_ENDS), false
+    return keys:sub(1, ends - 1):gsub("\r\n?", "\n"), true
+  end
+  if keys:sub(1, #PASTE_BEGINS) == PASTE_BEGINS then
+    self.keys, self.pasting = keys:sub(#PASTE_BEGINS + 1), true
+    return take_key(self)
+  end
+  -- an escape sequence or a character whose rest has not come yet is waited for
+  local partial = #keys < #PASTE_BEGINS and PASTE_BEGINS:sub(1, #keys) == keys
+  if partial or screen.begun(keys) == #keys then return nil end
+  if keys:find "^\27[\r\n]" then                             -- Alt-Enter
+    self.keys = keys:sub(3)
+    return "\n", true
+  end
+  local sequence = keys:match "^\27%[[0-9;]*[@-~]" or keys:match "^\27O."
+  local last = sequence and #sequence or #(keys:match "^[\xC2-\xFD][\x80-\xBF]+" or " ")
+  self.keys = keys:sub(last + 1)
+  if sequence then return take_key(self) end                -- a key that does nothing here
+  return keys:sub(1, last), false
+end
+
+-- The same, once it has come; nil and why it will not.
 local function next_key(self)
   while true do
-    local keys = self.keys
-    local ends = self.pasting and keys:find(PASTE_ENDS, 1, true)
-    if ends then
-      self.keys, self.pasting = keys:sub(ends + #PASTE_ENDS), false
-      return keys:sub(1, ends - 1):gsub("\r\n?", "\n"), true
-    end
-    if not self.pasting and keys ~= "" then
-      if keys:sub(1, #PASTE_BEGINS) == PASTE_BEGINS then
-        self.keys, self.pasting = keys:sub(#PASTE_BEGINS + 1), true
-        goto again
-      end
-      -- an escape sequence or a character whose rest has not come yet is waited for
-      local partial = #keys < #PASTE_BEGINS and PASTE_BEGINS:sub(1, #keys) == keys
-      if not partial and screen.begun(keys) < #keys then
-        if keys:find "^\27[\r\n]" then                       -- Alt-Enter
-          self.keys = keys:sub(3)
-          return "\n", true
-        end
-        local sequence = keys:match "^\27%[[0-9;]*[@-~]" or keys:match "^\27O."
-        local last = sequence and #sequence or #(keys:match "^[\xC2-\xFD][\x80-\xBF]+" or " ")
-        self.keys = keys:sub(last + 1)
-        if not sequence then return keys:sub(1, last), false end
-        goto again                                        -- a key that does nothing here
-      end
-    end
-    do
-      local more, why = terminal.keys()
-      if not more then return nil, why end
-      self.keys = self.keys .. more
-    end
-    ::again::
+    local key, other = take_key(self)
+    if key then return key, other end
+    local more, why = terminal.keys()
+    if not more then return nil, why end
+    self.keys = self.keys .. more
   end
 end
 
