@@ -34,13 +34,9 @@ end
 local settings = { { "temperature", 0 }, { "top_k", 0, "integer" }, { "top_p", 0 }, { "min_p", 0 },
   { "repeat_penalty", 1 }, { "frequency_penalty", 0 }, { "presence_penalty", 0 },
   { "penalty_last", 0, "integer" }, { "seed", 0, "integer" }, { "max_tokens", 256, "integer" } }
-local by_name = {}
-for _, setting in ipairs(settings) do by_name[setting[1]] = setting end
-
-local function names_of_settings()
-  local names = {}
-  for i, setting in ipairs(settings) do names[i] = setting[1] end
-  return table.concat(names, ", ")
+local setting_names, by_name = {}, {}
+for i, setting in ipairs(settings) do
+  setting_names[i], by_name[setting[1]] = setting[1], setting
 end
 
 local function show_settings(talk)
@@ -58,7 +54,8 @@ end
 local function value_of(name, text)
   local setting = by_name[name]
   if not setting then
-    return nil, ("there is no setting '%s' (known: %s)"):format(name, names_of_settings())
+    return nil, ("there is no setting '%s' (known: %s)"):format(name,
+      table.concat(setting_names, ", "))
   end
   local value = tonumber(text)
   if setting[3] then value = math.tointeger(value) end
@@ -291,11 +288,7 @@ function commands.complete(word, before)
   local name = before:match "^/(%a+)%s"
   if name == "save" or name == "load" then return nil end
   if name == "policy" and before:find "^/%a+%s+$" then return offer(policy.list()) end
-  if name == "set" and not before:find "=%s*$" then
-    local names = {}
-    for i, setting in ipairs(settings) do names[i] = setting[1] end
-    return offer(names, "=")
-  end
+  if name == "set" and not before:find "=%s*$" then return offer(setting_names, "=") end
   return {}
 end
 
