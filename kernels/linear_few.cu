@@ -96,51 +96,43 @@ template <typename TYPE> struct plain_weights {
   static __device__ __forceinline__ float scale(const piece &, int) { return 1; }
 };
 
-/* q8_0 in packs: a lane's 16 bytes are of both its rows, 8 columns each, and lie where they are
- * wanted: the warp reads 512 bytes in a row, and beside them 16 scales. Bytes become halves
- * exactly, so that the product of a block of 32 columns is one of whole numbers, scaled in f32
- * afterwards. */
-struct packed_weights {
+/* Weights in packs: a lane's BITS are of both its rows, 8 columns each, and lie where they are
+ * wanted: the warp reads them in a row, and beside them 16 scales. They become halves exactly, so
+ * that the product of a block of 32 columns is one of whole numbers, scaled in f32 afterwards. */
+template <int DTYPE, typename BITS> struct in_packs {
   typedef f16 T;
   static constexpr bool scaled = true;
-  struct piece { uint4 bytes; uint16_t scales[2]; };
+  struct piece { BITS bits; uint16_t scales[2]; };
   static __device__ __forceinline__ piece load(const linear_call &c, int64_t row, int64_t col) {
-    piece p = { make_uint4(0, 0, 0, 0), { 0, 0 } };
+    piece p = {};
     if (row >= c.rows || col >= c.cols) return p;
-    const uint8_t *block = pack_block<PACKED>(c.w, c.stride, row, col);
-    p.bytes = *reinterpret_cast<const uint4 *>(block + 2 * PACK + lane_of_warp() * 16);
+    const uint8_t *block = pack_block<DTYPE>(c.w, c.stride, row, col);
+    int at = 2 * PACK + lane_of_warp() * static_cast<int>(sizeof(BITS));
+    p.bits = *reinterpret_cast<const BITS *>(block + at);
     p.scales[0] = reinterpret_cast<const uint16_t *>(block)[lane_of_warp() / 4];
     p.scales[1] = reinterpret_cast<const uint16_t *>(block)[lane_of_warp() / 4 + 8];
     return p;
-  }
-  static __device__ __forceinline__ void operands(const piece &p, uint32_t (&first)[4],
-                                                  uint32_t (&second)[4]) {
-    halves_of_bytes(p.bytes.x, first[0], first[2]);
-    halves_of_bytes(p.bytes.y, second[0], second[2]);
-    halves_of_bytes(p.bytes.z, first[1], first[3]);
-    halves_of_bytes(p.bytes.w, second[1], second[3]);
   }
   static __device__ __forceinline__ float scale(const piece &p,
                                                 int half) { return f32_of_f16(p.scales[half]); }
 };
 
-/* q4_0 in packs: 8 bytes a lane, 256 a warp, and from there on as q8_0. A mask and a
- * subtraction make two values, as many instructions a value as bytes take. What is read is half as
- * much, so that instructions bound it: what they leave of an H200's bandwidth,
- * kernels/proofs/rooflines.lua states. */
-struct packed_nibbles {
-  typedef f16 T;
-  static constexpr bool scaled = true;
-  struct piece { uint2 bits; uint16_t scales[2]; };  /* x: of row g, y: of row g + 8 */
-  static __device__ __forceinline__ piece load(const linear_call &c, int64_t row, int64_t col) {
-    piece p = { { 0, 0 }, { 0, 0 } };
-    if (row >= c.rows || col >= c.cols) return p;
-    const uint8_t *block = pack_block<PACKED_NIBBLES>(c.w, c.stride, row, col);
-    p.bits = *reinterpret_cast<const uint2 *>(block + 2 * PACK + lane_of_warp() * 8);
-    p.scales[0] = reinterpret_cast<const uint16_t *>(block)[lane_of_warp() / 4];
-    p.scales[1] = reinterpret_cast<const uint16_t *>(block)[lane_of_warp() / 4 + 8];
-    return p;
+/* q8_0: 16 bytes a lane, 512 a warp. x and y: of row g, z and w: of row g + 8. */
+struct packed_weights : in_packs<PACKED, uint4> {
+  static __device__ __forceinline__ void operands(const piece &p, uint32_t (&first)[4],
+                                                  uint32_t (&second)[4]) {
+    halves_of_bytes(p.bits.x, first[0], first[2]);
+    halves_of_bytes(p.bits.y, second[0], second[2]);
+    halves_of_bytes(p.bits.z, first[1], first[3]);
+    halves_of_bytes(p.bits.w, second[1], second[3]);
   }
+};
+
+/* q4_0: 8 bytes a lane, 256 a warp. x: of row g, y: of row g + 8. A mask and a subtraction make
+ * two values, as many instructions a value as bytes take. What is read is half as much, so that
+ * instructions bound it: what they leave of an H200's bandwidth, kernels/proofs/rooflines.lua
+ * states. */
+struct packed_nibbles : in_packs<PACKED_NIBBLES, uint2> {
   static __device__ __forceinline__ void operands(const piece &p, uint32_t (&first)[4],
                                                   uint32_t (&second)[4]) {
     first[0] = halves_of_nibbles(p.bits.x, 0), first[2] = halves_of_nibbles(p.bits.x, 1);
@@ -148,8 +140,6 @@ struct packed_nibbles {
     first[1] = halves_of_nibbles(p.bits.y, 0), first[3] = halves_of_nibbles(p.bits.y, 1);
     second[1] = halves_of_nibbles(p.bits.y, 2), second[3] = halves_of_nibbles(p.bits.y, 3);
   }
-  static __device__ __forceinline__ float scale(const piece &p,
-                                                int half) { return f32_of_f16(p.scales[half]); }
 };
 
 /* Eight values of x: zeros beyond the matrix. */

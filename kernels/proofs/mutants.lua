@@ -65,7 +65,7 @@ return {
     specs = "ops/scores --filter=ties" },
   { name = "a pack's last bytes are taken to be those before",
     file = "linear_few.cu",
-    from = "halves_of_bytes(p.bytes.w, second[1]", to = "halves_of_bytes(p.bytes.z, second[1]",
+    from = "halves_of_bytes(p.bits.w, second[1]", to = "halves_of_bytes(p.bits.z, second[1]",
     specs = "ops/linear --filter=q8_0" },
   { name = "nibbles are raised by one",
     file = "mma.cuh",
