@@ -15,42 +15,38 @@ static int32_t cuda_interleaved(const pyr_backend *, const pyr_tensor *w) {
   return w->rank == 2 && packs && w->shape[0] % PACK == 0 && streamed ? PACK : 0;
 }
 
-/* A block for each pack and 32 columns; a thread for each byte of it: 2 of the scale, 32 values.
- * Row by row as it is read; the first two bytes of a row's block go to its scale's place, the
- * others where pack_place says. Runs once, when a model is loaded: bytes bound it. */
-static __global__ void pack_kernel(uint8_t *to, const uint8_t *rows, size_t stride) {
-  uint8_t *pack = to + static_cast<size_t>(blockIdx.y) * PACK * stride
-      + blockIdx.x * pack_bytes(PACKED);
-  const uint8_t *from = rows + static_cast<size_t>(blockIdx.y) * PACK * stride + blockIdx.x * 34;
-  for (int i = static_cast<int>(threadIdx.x); i < PACK * 34; i += static_cast<int>(blockDim.x)) {
-    int row = i / 34, at = i % 34;
-    pack[at < 2 ? row * 2 + at : pack_place(row,
-                                              at - 2)] = from[static_cast<size_t>(row) * stride
-                                                              + at];
+/* Byte b of the four that lane t of a row has of nibbles, out of the 16 bytes of a file's block,
+ * which has column j in the low half of byte j, and column j + 16 in the high half. Byte b begins
+ * at bit 8 b. */
+static __device__ __forceinline__ uint8_t nibbles_of(const uint8_t *values, int t, int b) {
+  int two = 0;
+  for (int half = 0; half < 2; half++) {
+    int col = t * 8 + b % 2 * 4 + half * 2 + b / 2;           /* nibble_shift(col) = 8 b + 4 half */
+    int byte = values[col % 16];
+    two |= (col < 16 ? byte & 15 : byte >> 4) << 4 * half;
   }
+  return static_cast<uint8_t>(two);
 }
 
-/* Likewise of nibbles, where a byte has two values: a file has column j in the low half of byte j,
- * and column j + 16 in the high half. A thread for each byte that is written: 2 of the scale, 16 of
- * values, of which byte b of a lane's four begins at bit 8 b. */
-static __global__ void pack_nibbles_kernel(uint8_t *to, const uint8_t *rows, size_t stride) {
+/* A block for each pack and 32 columns; a thread for each byte of it: 2 of the scale, 32 values, or
+ * 16 bytes of two. Row by row as it is read; the first two bytes of a row's block go to its scale's
+ * place, the others where pack_place or nibbles_place says. Runs once, when a model is loaded:
+ * bytes bound it. */
+template <int DTYPE>
+static __global__ void pack_kernel(uint8_t *to, const uint8_t *rows, size_t stride) {
+  constexpr int BYTES = block_bytes(DTYPE);
   uint8_t *pack = to + static_cast<size_t>(blockIdx.y) * PACK * stride
-      + blockIdx.x * pack_bytes(PACKED_NIBBLES);
-  const uint8_t *from = rows + static_cast<size_t>(blockIdx.y) * PACK * stride + blockIdx.x * 18;
-  for (int i = static_cast<int>(threadIdx.x); i < PACK * 18; i += static_cast<int>(blockDim.x)) {
-    int row = i / 18, at = i % 18;
+      + blockIdx.x * pack_bytes(DTYPE);
+  const uint8_t *from = rows + static_cast<size_t>(blockIdx.y) * PACK * stride + blockIdx.x * BYTES;
+  for (int i = static_cast<int>(threadIdx.x); i < PACK * BYTES; i += static_cast<int>(blockDim.x)) {
+    int row = i / BYTES, at = i % BYTES;
     const uint8_t *block = from + static_cast<size_t>(row) * stride;
-    if (at < 2) {
-      pack[row * 2 + at] = block[at];
-      continue;
+    if (at < 2) pack[row * 2 + at] = block[at];
+    else if (DTYPE == PACKED) pack[pack_place(row, at - 2)] = block[at];
+    else {
+      int t = (at - 2) / 4, b = (at - 2) % 4;
+      pack[nibbles_place(row, t * 8) + b] = nibbles_of(block + 2, t, b);
     }
-    int t = (at - 2) / 4, b = (at - 2) % 4, two = 0;
-    for (int half = 0; half < 2; half++) {
-      int col = t * 8 + b % 2 * 4 + half * 2 + b / 2;         /* nibble_shift(col) = 8 b + 4 half */
-      int byte = block[2 + col % 16];
-      two |= (col < 16 ? byte & 15 : byte >> 4) << 4 * half;
-    }
-    pack[nibbles_place(row, t * 8) + b] = static_cast<uint8_t>(two);
   }
 }
 
@@ -72,12 +68,11 @@ static pyr_status cuda_interleave(pyr_backend *be, void *to, const pyr_tensor *w
                                                                    cuda->stream));
     if (status != PYR_OK) break;
     dim3 grid(static_cast<unsigned>(w->shape[1] / 32), static_cast<unsigned>(some));
+    uint8_t *packed = static_cast<uint8_t *>(to) + at;
     if (w->dtype == PYR_Q8_0)
-      PYR_LAUNCH(pack_kernel, grid, 256, 0, cuda, static_cast<uint8_t *>(to) + at, cuda->scratch,
-                 w->stride);
+      PYR_LAUNCH(pack_kernel<PACKED>, grid, 256, 0, cuda, packed, cuda->scratch, w->stride);
     else
-      PYR_LAUNCH(pack_nibbles_kernel, grid, 256, 0, cuda, static_cast<uint8_t *>(to) + at,
-                 cuda->scratch, w->stride);
+      PYR_LAUNCH(pack_kernel<PACKED_NIBBLES>, grid, 256, 0, cuda, packed, cuda->scratch, w->stride);
     status = cuda_launched(be, "interleave");
   }
   return status;
