@@ -12,8 +12,6 @@
  * Bytes bound all of these kernels. */
 #include "convert.cuh"
 
-#include <cstring>
-
 static constexpr int WARPS = 8;
 
 static unsigned blocks_of(int64_t rows) { return static_cast<unsigned>(ceil_div(rows, WARPS)); }
@@ -56,14 +54,10 @@ static pyr_status cuda_store(pyr_backend *be, const pyr_append *a, int count, py
   bool fits = calls != nullptr && lanes != nullptr;
   for (int i = 0; i < count && fits; i++) {
     calls[i] = a[i];
-    if (a[i].resident) {
-      calls[i].lanes = a[i].resident;
-      most = a[i].n > most ? a[i].n : most;
-      continue;
-    }
-    calls[i].lanes = device_lanes;
-    device_lanes += kv_heads;
+    calls[i].lanes = a[i].resident ? a[i].resident : device_lanes;
     most = a[i].n > most ? a[i].n : most;
+    if (a[i].resident) continue;
+    device_lanes += kv_heads;
     for (int32_t g = 0; g < kv_heads && fits; g++, lanes++)
       fits = cuda_put_lane(be, lanes, &a[i].lanes[g], a[i].lanes[g].rows,
                            a[i].lanes[g].rows + a[i].n);
@@ -81,62 +75,50 @@ static pyr_status cuda_store(pyr_backend *be, const pyr_append *a, int count, py
 /* An entry of a lane's page table on the device, and the page that it is to name. */
 struct listed { void **at; void *page; };
 
-static __global__ void list_kernel(const listed *list, int64_t count) {
+static __device__ __forceinline__ void put(const listed &entry) { *entry.at = entry.page; }
+static __device__ __forceinline__ void put(const pyr_lane_entry &entry) { *entry.to = entry.view; }
+
+template <typename ENTRY> static __global__ void list_kernel(const ENTRY *entries, int64_t count) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < count) *list[i].at = list[i].page;
+  if (i < count) put(entries[i]);
 }
 
-/* Writes addresses of pages into lanes' own page tables on the device. As many at a time as the
+/* Puts `count` entries where they say, each as `next` gives it. As many at a time as the
  * descriptions of one call have room for. */
+template <typename ENTRY, typename NEXT>
+static pyr_status list_all(pyr_backend *be, const char *what, int64_t count, NEXT next) {
+  const int64_t most = static_cast<int64_t>(cuda_of(be)->tables[CALL_TABLE].bytes / sizeof(ENTRY));
+  for (int64_t left = count, some; left > 0; left -= some) {
+    ENTRY *device, *list;
+    some = left < most ? left : most;
+    cuda_table_begin(be);
+    list = cuda_room(be, some, &device);
+    for (int64_t i = 0; list && i < some; i++) list[i] = next();
+    pyr_status status = cuda_table_send(be, what, list != nullptr);
+    if (status != PYR_OK) return status;
+    PYR_LAUNCH(list_kernel<ENTRY>, static_cast<unsigned>(ceil_div(some, 256)), 256, 0, cuda_of(be),
+               device, some);
+    status = cuda_launched(be, what);
+    if (status != PYR_OK) return status;
+  }
+  return PYR_OK;
+}
+
+/* Writes addresses of pages into lanes' own page tables on the device. */
 static pyr_status cuda_list_pages(pyr_backend *be, const pyr_page_list *lists, int count) {
-  const int64_t most = static_cast<int64_t>(cuda_of(be)->tables[CALL_TABLE].bytes / sizeof(listed));
-  int64_t left = 0;
-  for (int i = 0; i < count; i++) left += lists[i].end - lists[i].begin;
-  for (int64_t at = count > 0 ? lists->begin : 0; left > 0;) {
-    int64_t some = left < most ? left : most;
-    listed *device, *list;
-    cuda_table_begin(be);
-    list = cuda_room(be, some, &device);
-    for (int64_t i = 0; list && i < some; i++, at++) {
-      /* Entries run through the lists one after the other; lists that are empty are stepped over.
-       */
-      while (at == lists->end) at = (++lists)->begin;
-      list[i] = listed{ lists->table + at, lists->pages[at] };
-    }
-    pyr_status status = cuda_table_send(be, "list_pages", list != nullptr);
-    if (status != PYR_OK) return status;
-    PYR_LAUNCH(list_kernel, static_cast<unsigned>(ceil_div(some, 256)), 256, 0, cuda_of(be),
-               device, some);
-    status = cuda_launched(be, "list_pages");
-    if (status != PYR_OK) return status;
-    left -= some;
-  }
-  return PYR_OK;
+  int64_t pages = 0, at = count > 0 ? lists->begin : 0;
+  for (int i = 0; i < count; i++) pages += lists[i].end - lists[i].begin;
+  return list_all<listed>(be, "list_pages", pages, [&]() {
+    /* Entries run through the lists one after the other; lists that are empty are stepped over. */
+    while (at == lists->end) at = (++lists)->begin;
+    listed entry = { lists->table + at, lists->pages[at] };
+    at++;
+    return entry;
+  });
 }
 
-static __global__ void list_lanes_kernel(const pyr_lane_entry *entries, int64_t count) {
-  int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < count) *entries[i].to = entries[i].view;
-}
-
-/* As many at a time as one table has room for. */
 static pyr_status cuda_list_lanes(pyr_backend *be, const pyr_lane_entry *entries, int64_t count) {
-  const int64_t most = static_cast<int64_t>(cuda_of(be)->tables[CALL_TABLE].bytes
-                                            / sizeof(pyr_lane_entry));
-  for (int64_t at = 0, some; at < count; at += some) {
-    pyr_lane_entry *device, *list;
-    some = count - at < most ? count - at : most;
-    cuda_table_begin(be);
-    list = cuda_room(be, some, &device);
-    if (list) memcpy(list, entries + at, static_cast<size_t>(some) * sizeof *list);
-    pyr_status status = cuda_table_send(be, "list_lanes", list != nullptr);
-    if (status != PYR_OK) return status;
-    PYR_LAUNCH(list_lanes_kernel, static_cast<unsigned>(ceil_div(some, 128)), 128, 0, cuda_of(be),
-               device, some);
-    status = cuda_launched(be, "list_lanes");
-    if (status != PYR_OK) return status;
-  }
-  return PYR_OK;
+  return list_all<pyr_lane_entry>(be, "list_lanes", count, [&]() { return *entries++; });
 }
 
 /* ---- gather ---------------------------------------------------------------------------------- */

@@ -48,7 +48,7 @@ return {
     specs = "core/strides --filter=full" },
   { name = "views of lanes are sent, all but the last",
     file = "rows.cu",
-    from = "if (i < count) *entries[i].to", to = "if (i < count - 1) *entries[i].to",
+    from = [["list_lanes", count, ]], to = [["list_lanes", count - 1, ]],
     specs = "core/strides --filter=full" },
   { name = "a sink is left out where segments are joined",
     file = "attention.cu",
