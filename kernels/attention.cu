@@ -291,8 +291,7 @@ size_t cuda_attention_table(const pyr_work *work) {
 }
 
 /* What the calls of one launch have together: how many they are, the longest lane, the most
- * queries; and how many calls' lanes are not
- * resident. */
+ * queries; and how many calls' lanes are not resident. */
 struct batch { int count, described; int64_t rows, queries; bool tracked, bent; };
 
 /* The calls of a launch, by their number of queries, for each has its own way: one (steps), or
@@ -331,8 +330,7 @@ static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int
      * host's: both run along the same table, one call and its kv_heads lanes at a time. */
     const pyr_lane_view *there = a[i].resident;
     *calls = attend_call{ a[i].out, a[i].lse, a[i].q, a[i].q_pos, there ? there : device_lanes,
-                          a[i].n,
-                          a[i].window, n.most == 1 && a[i].track,
+                          a[i].n, a[i].window, n.most == 1 && a[i].track,
                           {}, a[i].cap, a[i].slopes, a[i].sinks };
     if (calls->tracked) calls->track = *a[i].track;
     calls++;

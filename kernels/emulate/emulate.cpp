@@ -1037,15 +1037,15 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpy
   std::lock_guard<std::recursive_mutex> guard(lock);  /* a launch that is compared puts all memory
                                                          back */
   std::lock_guard<std::mutex> hold(flights_lock);
-  if (kind == cudaMemcpyHostToDevice && overlap(locked, from, to)) {
+  bool sent = kind == cudaMemcpyHostToDevice && overlap(locked, from, to);
+  if (sent) {
     if (overlap(flights, from, to))
       fail(cudaErrorLaunchFailure,
            "page-locked memory was sent again while a copy out of it was under way");
     flights.push_back(flight{ from, to, ++copies });
   }
   /* nothing that is a device's work is done where kernels are skipped */
-  bool own = kind == cudaMemcpyDeviceToDevice || (kind == cudaMemcpyHostToDevice
-                                                  && overlap(locked, from, to));
+  bool own = sent || kind == cudaMemcpyDeviceToDevice;
   if (bytes && !(own && skipping())) memmove(dst, src, bytes);
   return last;
 }
