@@ -1,7 +1,6 @@
 -- roofline.lua FOLDER: what each kernel of rooflines.lua can reach at most on an H200, by the
 -- instructions of its main loop (sass.lua), as a share of what bounds it at best: bytes through
--- memory, or products through tensor cores. FOLDER has a listing FILE.sass (nvdisasm -c) of each
--- file, for sm_90a.
+-- memory. FOLDER has a listing FILE.sass (nvdisasm -c) of each file, for sm_90a.
 --
 -- Exits 1 if a kernel falls below the share that is stated there, or is not found: who makes a
 -- kernel slower says so by changing its line. One that has risen by a tenth is pointed out.
@@ -39,14 +38,11 @@ local function share_of(one)
   for name, cycles in pairs(loop.busy) do
     if cycles > most or (cycles == most and name < unit) then unit, most = name, cycles end
   end
-  -- products pass at 4 cycles each where wgmma makes them
-  local best = one.bytes and one.bytes(loop, sass.count) / BYTES
-    or sass.count(loop, "HMMA") * 4
-  return 100 * best / most, loop, unit
+  return 100 * one.bytes(loop) / BYTES / most, loop, unit
 end
 
 local failed = 0
-print(("%-44s %-8s %6s %9s %8s %7s"):format("kernel", "of", "instr.", "busiest", "share", "stated"))
+print(("%-44s %6s %9s %8s %7s"):format("kernel", "instr.", "busiest", "share", "stated"))
 for _, one in ipairs(stated) do
   local share, loop, unit = share_of(one)
   if not share then
@@ -55,8 +51,8 @@ for _, one in ipairs(stated) do
   else
     local fallen = share < one.share - 0.05
     if fallen then failed = failed + 1 end
-    print(("%-44s %-8s %6d %9s %6.1f %% %7.1f%s"):format(one.name or one.kernel,
-      one.bytes and "bytes" or "products", loop.instructions, unit, share, one.share,
+    print(("%-44s %6d %9s %6.1f %% %7.1f%s"):format(one.name or one.kernel, loop.instructions,
+      unit, share, one.share,
       fallen and "   FALLEN" or share > one.share * 1.1 and "   risen: state it" or ""))
   end
 end

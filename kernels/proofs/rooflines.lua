@@ -1,8 +1,8 @@
 -- rooflines.lua: the kernels whose estimate `make cuda-check` watches, and the share that each is
 -- to reach (roofline.lua). By nvcc 13.0 for sm_90a; another compiler may move them.
 --
--- `loop` is the instruction that the main loop has most of; bytes(loop, count): what one turn of it
--- reads of weights or rows, by one warp; without it the kernel is bound by products.
+-- `loop` is the instruction that the main loop has most of; bytes(loop): what one turn of it reads
+-- of weights or rows, by one warp.
 local list = {}
 
 -- A warp's turn: 32 rows by 128 columns.

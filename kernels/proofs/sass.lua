@@ -102,15 +102,4 @@ function sass.loop(code, of)
   return { ops = ops, busy = busy, instructions = busy.issue }
 end
 
---- How many instructions of the loop begin with a word.
-function sass.count(loop, word)
-  local sum = 0
-  for op, n in pairs(loop.ops) do
-    if op == word or op:find(word, 1, true) == 1 and op:sub(#word + 1, #word + 1) == "." then
-      sum = sum + n
-    end
-  end
-  return sum
-end
-
 return sass
