@@ -6,6 +6,9 @@
 --
 -- What the specs say of the sources as they are comes first: they must pass. A spec that has not
 -- ended in its time has not seen the fault.
+local files = require "pyramid.files"
+local quote = require "pyramid.tools.cli".quote
+
 local mutants = dofile((arg[0]:match "^(.*/)" or "") .. "mutants.lua")
 
 local tree, chosen = arg[1], {}
@@ -17,21 +20,6 @@ for i = 2, #arg do chosen[#chosen + 1] = assert(mutants[tonumber(arg[i])], arg[i
 if #chosen == 0 then chosen = mutants end
 
 local SECONDS = 900
-
-local function read(path)
-  local file = assert(io.open(path, "rb"))
-  local text = file:read "a"
-  file:close()
-  return text
-end
-
-local function write(path, text)
-  local file = assert(io.open(path, "wb"))
-  assert(file:write(text))
-  assert(file:close())
-end
-
-local function quote(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
 
 local function run(command, log)
   return select(3, os.execute(("cd %s && %s >>%s 2>&1"):format(quote(tree), command, quote(log))))
@@ -47,13 +35,13 @@ end
 -- True if the fault was seen; else what happened.
 local function plant(mutant, log)
   local path = tree .. "/kernels/" .. mutant.file
-  local whole = read(path)
+  local whole = assert(files.read(path, math.maxinteger))
   local from, to = whole:find(mutant.from, 1, true)
   if not from or whole:find(mutant.from, to + 1, true) then return nil, "its place is not found" end
-  write(path, whole:sub(1, from - 1) .. mutant.to .. whole:sub(to + 1))
+  assert(files.write(path, whole:sub(1, from - 1) .. mutant.to .. whole:sub(to + 1)))
   local built = run("make build", log) == 0
   local said = built and run_specs(mutant.specs, log)
-  write(path, whole)
+  assert(files.write(path, whole))
   if not built then return nil, "does not build" end
   return said == "failed", "the specs: " .. said
 end
