@@ -115,7 +115,7 @@ window.fake = {
       return refuse(failure);
     }
     if (name === "v1/models") return json({ object: "list", data: f.models.map(id => ({ id })) });
-    if (name === "pyramid/policies") return json({ object: "list", data: f.policies });
+    if (name === "pyramid/policies") return json({ policies: f.policies });
     if (name === "pyramid/memory") {
       const id = url.searchParams.get("id"), first = url.searchParams.get("first");
       if (!f.texts[id] || f.gone.has(id)) return refuse({ status: 404, message: "no such completion" });

@@ -79,7 +79,7 @@ const lens = {
     try { await this.fetch(answer); }
     catch (error) {
       if (this.of !== answer) return;
-      if (!this.memory) this.empty();
+      if (!this.memory) this.hide(true);
       this.say(error.status === 404 ? "The server no longer keeps the cache of this answer. "
         + "“Again” makes a new one." : error.message);
     }
@@ -91,9 +91,9 @@ const lens = {
     if (text !== "") { $("seen").hidden = false; $("lens-empty").hidden = true; }
   },
 
-  empty() {
-    for (const box of ["tiles", "tokens-card"]) $(box).hidden = true;
-    document.querySelector(".pair").hidden = true;
+  // What needs a memory to be drawn.
+  hide(on) {
+    for (const box of ["tiles", "pair", "tokens-card"]) $(box).hidden = on;
   },
 
   clear() {
@@ -112,8 +112,7 @@ const lens = {
     this.memory = memory;
     $("lens-empty").hidden = true;
     $("seen").hidden = false;
-    for (const box of ["tiles", "tokens-card"]) $(box).hidden = false;
-    document.querySelector(".pair").hidden = false;
+    this.hide(false);
     this.paint();
   },
 

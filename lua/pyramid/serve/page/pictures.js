@@ -130,8 +130,9 @@ const paintBytes = seen => {
   const most = Math.max(1, ...seen.map(s => Math.max(s.total, s.full)));
   const last = seen.at(-1), span = Math.max(0.5, last?.t ?? 0);
   const x = s => left + s.t / span * (right - left), y = n => bottom - n / most * (bottom - top);
-  const line = (of, name) => draw("path", { class: name, d: seen.map((s, i) =>
-    `${i ? "L" : "M"}${x(s).toFixed(1)} ${y(of(s)).toFixed(1)}`).join("") });
+  const path = of => seen.map((s, i) =>
+    `${i ? "L" : "M"}${x(s).toFixed(1)} ${y(of(s)).toFixed(1)}`).join("");
+  const line = (of, name) => draw("path", { class: name, d: path(of) });
   const label = (text, at, low, anchor) => {
     const e = draw("text", { x: at, y: low, "text-anchor": anchor });
     e.textContent = text;
@@ -146,8 +147,7 @@ const paintBytes = seen => {
   const tiered = seen.some(s => s.hot !== undefined && s.hot < s.total);
   const less = seen.some(s => s.full > s.total * 1.01);
   if (seen.length > 1) {
-    svg.append(draw("path", { class: "under", d: seen.map((s, i) =>
-      `${i ? "L" : "M"}${x(s).toFixed(1)} ${y(s.total).toFixed(1)}`).join("")
+    svg.append(draw("path", { class: "under", d: path(s => s.total)
       + `L${x(last).toFixed(1)} ${bottom}L${x(seen[0]).toFixed(1)} ${bottom}Z` }));
     if (less) svg.append(line(s => s.full, "full"));
     if (tiered) svg.append(line(s => s.hot ?? s.total, "lower"));

@@ -126,7 +126,7 @@ const fillOptions = () => {
 };
 
 const fillPolicies = found => {
-  policies = list(found?.data ?? found?.policies ?? found).filter(p => p && p.name)
+  policies = list(found?.policies).filter(p => p && p.name)
     .sort((a, b) => a.name < b.name ? -1 : 1);
   if (policies.length && !chosen()) settings.policy = "";
   $("policy").replaceChildren(make("option", { value: "" }, "the server's own"),
@@ -159,5 +159,5 @@ const startSettings = dtypes => {
     $("options-box").querySelector("summary").focus();
   });
   $("settings").addEventListener("submit", e => e.preventDefault());
-  fillPolicies([]);
+  fillPolicies({});
 };
