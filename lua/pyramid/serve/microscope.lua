@@ -98,22 +98,22 @@ local function look(cache, ids, model, given)
     tokens = tokens, rows = 0, evicted = cache:evicted(), fraction = cache:fraction(),
     bytes = { total = cache:bytes() }, window = config.window,
     map = { bin = bin, shares = {} } }
+  local tiers = {}
   for _, tier in ipairs(TIERS) do
     if cache:has_tier(tier) then
       found.bytes[tier] = cache:bytes(tier)
-      if tier ~= "hot" then found.tiers = {} end
+      tiers[#tiers + 1] = tier
     end
   end
+  if #tiers > 1 then found.tiers = {} else tiers = {} end
   for layer = 1, layers do
     local held, message, code = cache:held(layer, nil, bin)
     if not held then return nil, message, code end
     found.map.shares[layer] = shares(held, heads, tokens, bin)
     for head = 1, heads do
       found.rows = found.rows + cache:rows(layer, head)
-      for tier in pairs(found.tiers and found.bytes or {}) do
-        if tier ~= "total" then
-          found.tiers[tier] = (found.tiers[tier] or 0) + cache:rows(layer, head, tier)
-        end
+      for _, tier in ipairs(tiers) do
+        found.tiers[tier] = (found.tiers[tier] or 0) + cache:rows(layer, head, tier)
       end
     end
   end
