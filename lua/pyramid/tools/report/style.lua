@@ -12,10 +12,10 @@ style.tokens = [[
 @media (prefers-color-scheme: dark) { :root { --page: #14161a; --card: #1c1f25; --ink: #eceae4; --soft: #a8adb6;
   --line: #363b44; --grid: #2a2e36; --accent: #7cc0f5; --front: #4a4b44; --shade: #000000b0; --good: #4fcfa4; --warn: #ff9a66; --mark: #ff9a4d;
   --c1: #62b6f0; --c2: #ff8f55; --c3: #3fcf9f; --c4: #e79acb; --c5: #eab63a; --c6: #a9a2ff; --c7: #cfa884; } }
-.s0 { --c: var(--ink); } .s1 { --c: var(--c1); } .s2 { --c: var(--c2); } .s3 { --c: var(--c3); } .s4 { --c: var(--c4); }
-.s5 { --c: var(--c5); } .s6 { --c: var(--c6); } .s7 { --c: var(--c7); }
 ]]
 style.css = style.tokens .. [[
+.s0 { --c: var(--ink); } .s1 { --c: var(--c1); } .s2 { --c: var(--c2); } .s3 { --c: var(--c3); } .s4 { --c: var(--c4); }
+.s5 { --c: var(--c5); } .s6 { --c: var(--c6); } .s7 { --c: var(--c7); }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
