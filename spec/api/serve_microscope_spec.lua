@@ -85,8 +85,6 @@ local function expect(cache, ids, model, seen, first, past)
   end
 end
 
-local function ids_of(n, vocab, seed) return helper.ids(n, vocab, seed) end
-
 -- Keeps other rows in each layer and head: the heads of a layer differ in how many and in which.
 local by_head = policy { name = "by_head",
   prefill = function(_, l)
@@ -141,7 +139,7 @@ describe("the microscope", function()
       it(("counts what %s keeps (%s)"):format(name, shape), function()
         local model, seed = models[shape], math.random(1000)
         local n = math.random(70, 400)
-        local ids = ids_of(n, 272, seed)
+        local ids = helper.ids(n, 272, seed)
         local cache <close> = assert(model:cache { policy = name })
         assert(cache:prefill(ids))
         expect(cache, ids, model, assert(microscope(cache, ids, model)))
@@ -156,7 +154,7 @@ describe("the microscope", function()
 
   it("counts heads that keep different rows", function()
     for _, shape in ipairs { "gqa", "all" } do
-      local model, ids = models[shape], ids_of(120, 272, 3)
+      local model, ids = models[shape], helper.ids(120, 272, 3)
       local cache <close> = assert(model:cache { policy = by_head })
       assert(cache:prefill(ids))
       local seen = assert(microscope(cache, ids, model))
@@ -173,7 +171,7 @@ describe("the microscope", function()
   end)
 
   it("counts all tiers, and tells their bytes apart", function()
-    local model, ids = models.gqa, ids_of(300, 272, 5)
+    local model, ids = models.gqa, helper.ids(300, 272, 5)
     for _, tiers in ipairs { { hot = "f32", warm = "f16" }, { hot = "f32", cold = "f32" },
       { hot = "f32", warm = { dtype = "f32", rows = 40 }, cold = "f32" } } do
       local cache <close> = assert(model:cache { tiers = tiers,
@@ -194,14 +192,14 @@ describe("the microscope", function()
   it("counts what lies on a device", function()
     local device = helper.device == "cpu" and "emulated" or helper.device
     local model <close> = assert(pyramid.model(folder .. "/gqa", { device = device }))
-    local ids = ids_of(90, 272, 12)
+    local ids = helper.ids(90, 272, 12)
     local cache <close> = assert(model:cache { policy = by_head })
     assert(cache:prefill(ids))
     expect(cache, ids, model, assert(microscope(cache, ids, model)))
   end)
 
   it("says which lanes hold a token: cache:held", function()
-    local model, ids = models.gqa, ids_of(150, 272, 9)
+    local model, ids = models.gqa, helper.ids(150, 272, 9)
     local cache <close> = assert(model:cache { tiers = { hot = "f32", warm = "f32" },
       policy = downward(40, "warm") })
     assert.equal(0, #cache:held())
@@ -242,7 +240,7 @@ describe("the microscope", function()
   it("bins long contexts, and shows a window of their tokens", function()
     local model = models.gqa
     for _, n in ipairs { 255, 256, 257, 511, 513, 1500 } do
-      local ids = ids_of(n, 272, n)
+      local ids = helper.ids(n, 272, n)
       local cache <close> = assert(model:cache { policy = "snapkv" })
       assert(cache:prefill(ids))
       expect(cache, ids, model, assert(microscope(cache, ids, model)))
@@ -260,7 +258,7 @@ describe("the microscope", function()
   end)
 
   it("reads an empty cache, ids that were not read yet, and rows without ids", function()
-    local model, ids = models.one, ids_of(30, 272, 2)
+    local model, ids = models.one, helper.ids(30, 272, 2)
     local cache <close> = assert(model:cache {})
     expect(cache, {}, model, assert(microscope(cache, {}, model)))
     assert(json.encode(microscope(cache, {}, model)))
@@ -277,7 +275,7 @@ describe("the microscope", function()
   end)
 
   it("may look while a prompt is read, and sees what was there before", function()
-    local model, ids = models.gqa, ids_of(700, 272, 6)
+    local model, ids = models.gqa, helper.ids(700, 272, 6)
     local cache <close> = assert(model:cache { policy = "pyramidinfer" })
     assert(cache:prefill(table.move(ids, 1, 40, 1, {})))
     local looks = 0
@@ -320,7 +318,7 @@ describe("the microscope", function()
     helper.write(path .. "/config.json", config)
     local model <close> = assert(pyramid.model(path, { threads = 2 }))
     assert.same({ 24, 24, 24, 24 }, model.config.window)
-    local ids = ids_of(1200, 272, 8)
+    local ids = helper.ids(1200, 272, 8)
     local cache <close> = assert(model:cache {})
     for from = 1, 1200, 300 do assert(cache:prefill(table.move(ids, from, from + 299, 1, {}))) end
     local seen = assert(microscope(cache, ids, model))
@@ -336,7 +334,7 @@ describe("the microscope", function()
     assert(random_model.write(path, { shape = shape, dtype = "f32", seed = 3 }))
     local model <close> = assert(pyramid.model(path, { threads = 2 }))
     local cache <close> = assert(model:cache { dtype = "f16" })
-    local ids, best = ids_of(8500, 272, 1), math.huge
+    local ids, best = helper.ids(8500, 272, 1), math.huge
     assert(cache:read(ids))
     for _ = 1, 5 do
       local began = os.clock()               -- of this process: others may be at work, too

@@ -772,14 +772,7 @@ describe("the page", function()
       page:key "Escape"
       page:wait "document.getElementById('stop').hidden"
       assert.equal("Stopped.", text "#status")
-      local idle
-      for _ = 1, 50 do
-        local _, _, metrics = server:ask "/metrics"
-        idle = metrics:match "writing 0\n" ~= nil
-        if idle then break end
-        os.execute "sleep 0.1"
-      end
-      assert.is_true(idle)
+      assert.is_true(server:rests(5))
     end)
   end)
 

@@ -94,6 +94,16 @@ function Served:ask(path, body, more)
   return ok and value or answer, math.tointeger(tonumber(status)) or 0, answer
 end
 
+--- Waits until it writes no answer: false, if it still does after so many seconds.
+function Served:rests(seconds)
+  for _ = 1, seconds * 20 do
+    local _, _, metrics = self:ask "/metrics"
+    if metrics:match "pyramid_writing 0\n" then return true end
+    os.execute "sleep 0.05"
+  end
+  return false
+end
+
 --- Asks for a stream: the data of its events, decoded, without [DONE], and whether that came.
 ---@return table[] events, boolean done, integer status
 function Served:stream(path, body)
