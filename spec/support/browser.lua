@@ -1,7 +1,7 @@
 -- A browser without a window. `look` lays a page out at several widths, and a script says what is
 -- wrong with it: pages lie in frames, which may be narrower than a window can be. `open` drives
--- one: keys are pressed, what is shown is asked for, pictures are taken (Chrome's debugging
--- protocol over a pair of pipes: JSON with a NUL behind it).
+-- one: keys are pressed, what is shown is asked for (Chrome's debugging protocol over a pair of
+-- pipes: JSON with a NUL behind it).
 local cjson = require "cjson"
 local files = require "helper"
 local html = require "pyramid.tools.report.html"
@@ -158,13 +158,6 @@ end
 function Page:dark(dark)
   self:call("Emulation.setEmulatedMedia", { features = { { name = "prefers-color-scheme",
     value = dark and "dark" or "light" } } })
-end
-
---- A picture as a PNG file.
----@param path string
-function Page:shot(path)
-  files.write(self.folder .. "/shot", self:call("Page.captureScreenshot").data)
-  shell.run(("base64 -d %s/shot >%s"):format(self.folder, shell.quote(path)))
 end
 
 --- Goes to a page, and waits until it is there.
