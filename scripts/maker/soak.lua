@@ -27,7 +27,7 @@ if missing then
 end
 
 local modules = require "pyramid.serve.library".open()
-local cqueues, socket = modules.cqueues, require "cqueues.socket"
+local cqueues, streams = modules.cqueues, require "spec.support.streams"
 local server = served.start(("--model %s --quiet --memory '512 MiB'"):format(given.model))
 local queue, ends = cqueues.new(), cqueues.monotime() + tonumber(given.seconds)
 local counts, wrong, texts = {}, {}, {}
@@ -36,54 +36,6 @@ local function count(what) counts[what] = (counts[what] or 0) + 1 end
 local function fault(text)
   count "WRONG"
   if #wrong < 20 then wrong[#wrong + 1] = text end
-end
-
-local function connect()
-  local s = socket.connect { host = "127.0.0.1", port = server.port, nodelay = true }
-  s:setmode("b", "bn")
-  s:onerror(function(_, _, why) return why end)
-  s:settimeout(120)
-  return s:connect(30) and s or nil
-end
-
-local function post(s, path, body, more)
-  return s:xwrite(("POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n%s\r\n%s"):format(
-    path, #body, more or "", body), "bn", 30)
-end
-
--- The events of a stream, chunk by chunk of HTTP's; `each` may return false, to leave.
-local function events(s, each)
-  local status = tonumber((s:xread("*l", "b", 120) or ""):match "HTTP/1%.1 (%d+)")
-  local length
-  while true do
-    local line = s:xread("*l", "b", 120)
-    if not line then return status, false end
-    if line == "" or line == "\r" then break end
-    length = length or tonumber(line:lower():match "^content%-length: (%d+)")
-  end
-  if length then
-    s:xread(length, "b", 120)
-    return status, false
-  end
-  local rest, done = "", false
-  while true do
-    local size = tonumber((s:xread("*l", "b", 120) or ""):match "^%x+", 16)
-    if not size then return status, false end
-    if size == 0 then
-      s:xread("*l", "b", 120)
-      return status, done
-    end
-    rest = rest .. (s:xread(size, "b", 120) or "")
-    s:xread("*l", "b", 120)
-    while true do
-      local data, after = rest:match "^data: ([^\n]*)\n\n()"
-      if not data then break end
-      rest = rest:sub(after)
-      if data == "[DONE]" then done = true
-      elseif each(cjson.decode(data)) == false then return status, done
-      end
-    end
-  end
 end
 
 local words = { "cat", "dog", "house", "river", "mountain", "bread", "lamp", "garden", "king" }
@@ -100,7 +52,7 @@ end
 local function client(which)
   while cqueues.monotime() < ends do
     local kind = math.random(20)
-    local s = connect()
+    local s = streams.connect(server.port)
     if not s then
       fault "no connection"
       return
@@ -112,14 +64,15 @@ local function client(which)
       temperature = 0, ignore_eos = true, pyramid = { policy = policy },
       stream_options = { include_usage = true } }
     if kind == 1 then
-      post(s, "/v1/completions", '{"prompt": "a", "max_tokens": "x"}', "Connection: close\r\n")
-      local status = events(s, function() end)
+      streams.post(s, "/v1/completions", '{"prompt": "a", "max_tokens": "x"}',
+        "Connection: close\r\n")
+      local status = streams.events(s, function() end)
       if status ~= 400 then fault("a wrong request: " .. tostring(status)) end
       count "refused"
     elseif kind == 2 then
       s:xwrite("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n",
         "bn", 10)
-      local status = events(s, function() end)
+      local status = streams.events(s, function() end)
       if status ~= 413 then fault("an oversized request: " .. tostring(status)) end
       count "oversized"
     elseif kind == 3 then
@@ -129,9 +82,9 @@ local function client(which)
       local leaves = kind <= 6 and math.random(10) or nil
       local slow = kind == 7
       local parts, written, usage = {}, 0, nil
-      post(s, "/v1/completions", cjson.encode(body))
+      streams.post(s, "/v1/completions", cjson.encode(body))
       local began, first = cqueues.monotime(), nil
-      local status, done = events(s, function(event)
+      local status, done = streams.events(s, function(event)
         first = first or cqueues.monotime() - began
         usage = type(event.usage) == "table" and event.usage or usage
         if event.choices[1] then
