@@ -719,12 +719,12 @@ void pyr_cache_free(pyr_cache *cache);
 pyr_model *pyr_cache_model(const pyr_cache *cache);
 pyr_pool *pyr_cache_pool(const pyr_cache *cache);
 
-#define PYR_PREFILL_ALL 1       /* logits [n, vocab] for every position; needs every token to reach
-                                   the last layer */
+#define PYR_PREFILL_ALL 1       /* logits [n, vocab]; needs every token to reach the last layer */
 #define PYR_PREFILL_NO_PRUNE 2  /* append without asking the policy */
 #define PYR_PREFILL_WHOLE 4     /* rows held are judged with the tokens' as one prompt, read in
                                    pieces: plans are told of no past. PYR_POLICY: a plan wants what
                                    only a prompt at once has (hidden states, preparing passes) */
+#define PYR_PREFILL_STATES 8    /* hidden states [width], as the last norm leaves them, no logits */
 /* Reads n >= 1 tokens; logits [vocab] of the last one (or NULL). All or nothing: on failure rows
  * are as before. */
 pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, int flags,

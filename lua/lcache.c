@@ -286,11 +286,12 @@ static const float *read_rows(lua_State *L, int arg, int64_t width, lua_Integer 
   return out;
 }
 
-/* cache:read_ids and cache:read_embeddings: what is at 2 is one or the other. */
+/* cache:read_ids and cache:read_embeddings: what is at 2 is one or the other; then all, prune,
+ * whole, states. With `states` a matrix comes back in the place of logits. */
 static int read_prompt(lua_State *L, bool embeddings) {
   lua_Integer n;
   bool all = lua_toboolean(L, 3), prune = lua_isnoneornil(L, 4) || lua_toboolean(L, 4),
-      whole = lua_toboolean(L, 5);
+      whole = lua_toboolean(L, 5), states = lua_toboolean(L, 6);
   const pyr_model_config *config = pyr_model_get_config(pyr_cache_model(check_idle(L, 1)->cache));
   int32_t vocab = config->vocab, width = config->width;
   const float *rows = embeddings ? read_rows(L, 2, width, &n) : NULL;
@@ -298,19 +299,21 @@ static int read_prompt(lua_State *L, bool embeddings) {
   int64_t count = all ? n : 1;
   if (count > INT64_MAX / 8 / vocab)
     return luaL_error(L, "logits of %I positions are too many", (LUAI_UACINT)count);
-  float *logits = pyr_lua_new_logits_buffer(L, count, vocab);
+  float *results = states ? pyr_lua_new_vector(L, count, width)
+      : pyr_lua_new_logits_buffer(L, count, vocab);
   int buffer = lua_gettop(L);
   cache_box *box = check_idle(L, 1);
   pyr_cache *cache = box->cache;
   lua_State *outer = pyr_lua_enter(L);
   box->busy = true;
   int flags = (all ? PYR_PREFILL_ALL : 0) | (prune ? 0 : PYR_PREFILL_NO_PRUNE)
-      | (whole ? PYR_PREFILL_WHOLE : 0);
-  pyr_status status = rows ? pyr_cache_prefill_embeddings(cache, rows, n, flags, logits)
-      : pyr_cache_prefill(cache, ids, n, flags, logits);
+      | (whole ? PYR_PREFILL_WHOLE : 0) | (states ? PYR_PREFILL_STATES : 0);
+  pyr_status status = rows ? pyr_cache_prefill_embeddings(cache, rows, n, flags, results)
+      : pyr_cache_prefill(cache, ids, n, flags, results);
   box->busy = false;
   pyr_lua_leave(L, outer);
   if (status != PYR_OK) return fail(L, cache, status);
+  if (states) return 1;                                  /* the buffer is the matrix */
   if (!all) {
     pyr_lua_push_logits(L, buffer, 0, vocab);
     return 1;

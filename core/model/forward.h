@@ -69,7 +69,8 @@ pyr_status pyr_layer_project(pyr_forward *f, int layer, const float *x, const in
  * last; f->att holds their attention. */
 pyr_status pyr_layer_finish(pyr_forward *f, const pyr_layer *l, float *x, int64_t skip,
                             int64_t n);
-/* x [n, width] -> f->logits [n, vocab]. */
+/* x [n, width] -> f->h [n, width], what logits are made of; … -> f->logits [n, vocab]. */
+pyr_status pyr_forward_states(pyr_forward *f, const float *x, int64_t n);
 pyr_status pyr_forward_logits(pyr_forward *f, const float *x, int64_t n);
 
 /* Host [cache->heads]: views of a layer's lanes, made anew whenever rows were reserved or moved;

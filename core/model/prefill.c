@@ -222,17 +222,21 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   return s;
 }
 
-/* A chunk of logits at a time: 512 * 49,152 floats are 96 MiB, those of a whole prompt may be
- * gigabytes. */
-static pyr_status prefill_logits(pyr_prefill *p, float *logits) {
+/* Logits, or the states that they would be made of, a chunk at a time: 512 * 49,152 floats are 96
+ * MiB, logits of a whole prompt may be gigabytes. States lie where the output layer finds them, so
+ * that nothing is computed for them which logits would not need. */
+static pyr_status prefill_results(pyr_prefill *p, float *out) {
   pyr_forward *f = &p->f;
   const pyr_model_config *c = &f->model->config;
-  int64_t at = p->flags & PYR_PREFILL_ALL ? 0 : p->alive - 1;
+  bool states = p->flags & PYR_PREFILL_STATES;
+  int64_t at = p->flags & PYR_PREFILL_ALL ? 0 : p->alive - 1, each = states ? c->width : c->vocab;
   for (; at < p->alive; at += PYR_CHUNK) {
     int64_t n = pyr_min(PYR_CHUNK, p->alive - at);
-    PYR_TRY(pyr_forward_logits(f, f->x + at * c->width, n));
-    PYR_TRY(f->be->download(f->be, logits, f->logits, (size_t)(n * c->vocab) * sizeof(float)));
-    logits += n * c->vocab;
+    const float *x = f->x + at * c->width;
+    PYR_TRY(states ? pyr_forward_states(f, x, n) : pyr_forward_logits(f, x, n));
+    PYR_TRY(f->be->download(f->be, out, states ? f->h : f->logits,
+                            (size_t)(n * each) * sizeof(float)));
+    out += n * each;
   }
   return PYR_OK;
 }
@@ -266,11 +270,11 @@ static pyr_status prefill_source(pyr_prefill *p) {
   return pyr_forward_embed(f->be, f->model, f->x, f->ids, p->n);
 }
 
-/* From the prompt to logits (NULL: not wanted); all memory but the lanes' and the plans' is there.
+/* From the prompt to results (NULL: not wanted); all memory but the lanes' and the plans' is there.
  * The order is that of the computation: nothing goes back to the host before the last layer has
  * been asked for, so a device is never waited for in between, but where a plan's counts depend on
  * scores, or its policy ranks by a function of its own. */
-static pyr_status prefill_layers(pyr_prefill *p, float *logits) {
+static pyr_status prefill_layers(pyr_prefill *p, float *results) {
   pyr_cache *cache = p->cache;
   pyr_forward *f = &p->f;
   pyr_backend *be = f->be;
@@ -281,7 +285,7 @@ static pyr_status prefill_layers(pyr_prefill *p, float *logits) {
   PYR_TRY(pyr_forward_add_positions(f, f->pos, p->n));
   for (int layer = 0; layer < c->layers; layer++) PYR_TRY(prefill_layer(p, layer));
   PYR_TRY(pyr_layer_plans_end(&p->plan));
-  if (logits) PYR_TRY(prefill_logits(p, logits));
+  if (results) PYR_TRY(prefill_results(p, results));
   if (cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE)) PYR_TRY(prefill_check(p));
   return PYR_OK;
 }
@@ -351,7 +355,8 @@ static pyr_status prefill_memory(pyr_prefill *p, bool logits, pyr_arena *block, 
   pyr_runtime *rt = cache->pool->rt;
   int64_t chunk = pyr_min(p->n, PYR_CHUNK), rows = p->n;
   pyr_extent extent = { .tokens = p->n, .chunk = chunk, .turned = chunk, .faults = cache->layers,
-                        .logit_rows = !logits ? 0 : p->flags & PYR_PREFILL_ALL ? chunk : 1,
+                        .logit_rows = !logits || p->flags & PYR_PREFILL_STATES ? 0
+                            : p->flags & PYR_PREFILL_ALL ? chunk : 1,
                         .tiers = cache->below != NULL };
   pyr_arena count = { 0 }, host_count = { 0 };
   prefill_layout_host(p, &host_count);

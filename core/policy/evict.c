@@ -811,16 +811,17 @@ void pyr_layer_plan_layout_host(pyr_layer_plan *p, const pyr_cache *cache, pyr_a
   pyr_observe_layout_host(&p->seen, cache->heads, host);
 }
 
-/* Logits of all positions need every token to reach the last layer. */
-static pyr_status check_all_logits(const pyr_layer_plan *p, const pyr_shape *shape) {
+/* What is wanted of all positions, logits or states, needs every token to reach the last layer. */
+static pyr_status check_all_reach(const pyr_layer_plan *p, const pyr_shape *shape, int flags) {
   const pyr_plan *plan = &p->eviction.plan;
   const pyr_cache *cache = p->eviction.splits.cache;
   if (!(plan->prune & PYR_PRUNE_HIDDEN)) return PYR_OK;
   if (plan->keep >= shape->rows && !pyr_plan_is_open(plan)) return PYR_OK;
   return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT,
-                               "logits of every position need every token to reach the last "
-                               "layer, but policy %s prunes hidden states at layer %d (append "
-                               "with pruning off instead)",
+                               "%s of every position need every token to reach the last layer, "
+                               "but policy %s prunes hidden states at layer %d (append with "
+                               "pruning off instead)",
+                               flags & PYR_PREFILL_STATES ? "hidden states" : "logits",
                                cache->policy.name ? cache->policy.name : "?", shape->layer + 1);
 }
 
@@ -869,7 +870,7 @@ pyr_status pyr_layer_plan_ask(pyr_layer_plan *p, pyr_cache *cache, int layer, in
   PYR_TRY(ask(&p->eviction, cache, PYR_WHEN_PREFILL, &shape, alive));
   PYR_TRY(check_whole(p));
   PYR_TRY(cascade_join(p, cache, prompt, alive));
-  if (flags & PYR_PREFILL_ALL) PYR_TRY(check_all_logits(p, &shape));
+  if (flags & PYR_PREFILL_ALL) PYR_TRY(check_all_reach(p, &shape, flags));
   shape.rows = p->eviction.splits.rows_after;
   PYR_TRY(pyr_policy_ask_trigger(cache, &shape, &p->eviction.plan, &p->trigger));
   PYR_TRY(pyr_policy_ask_read(cache, &shape, &p->eviction.plan, &p->trigger, &p->read));

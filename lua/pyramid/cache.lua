@@ -59,8 +59,8 @@ local cache = {}
 ---@field note fun(self: pyramid.Cache): string?       of the file that it was loaded from
 ---@field clear fun(self: pyramid.Cache): true?, string?, string?    forgets every token
 ---@field close fun(self: pyramid.Cache)               gives its pages back
----@field package read_ids fun(self: pyramid.Cache, ids: integer[], all?: boolean, prune?: boolean, whole?: boolean): any
----@field package read_embeddings fun(self: pyramid.Cache, rows: pyramid.Embeddings, all?: boolean, prune?: boolean, whole?: boolean): any
+---@field package read_ids fun(self: pyramid.Cache, ids: integer[], all?: boolean, prune?: boolean, whole?: boolean, states?: boolean): any
+---@field package read_embeddings fun(self: pyramid.Cache, rows: pyramid.Embeddings, all?: boolean, prune?: boolean, whole?: boolean, states?: boolean): any
 ---@field package load_prefix fun(self: pyramid.Cache, path: string, n: integer): true?, string?, string?
 ---@field package identity fun(self: pyramid.Cache): string
 ---@field package evaluate fun(self: pyramid.Cache, program?: string, layer: integer, head: integer): any

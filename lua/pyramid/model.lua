@@ -3,6 +3,7 @@ local batch = require "pyramid.batch"
 local cache = require "pyramid.cache"
 local conversation = require "pyramid.conversation"
 local core = require "pyramid.core"
+local embedding = require "pyramid.embedding"
 local generate = require "pyramid.generate"
 local likelihood = require "pyramid.likelihood"
 local loaders = require "pyramid.loaders"
@@ -202,6 +203,42 @@ end
 ---@return string? message
 ---@return string? code
 function Model:embed(ids) return core.embed(self:native(), ids) end
+
+---@class pyramid.TextEmbeddingOptions
+---@field pooling? "mean"|"last"   over all tokens (the default), or the last one's
+---@field normalize? boolean       to a length of one (true)
+---@field policy? pyramid.PolicyLike   rows that it evicts are not seen by what is read later; one
+---  that drops hidden states goes with "last" alone
+---@field dtype? string|table      how rows are stored meanwhile
+
+---One vector of `config.width` numbers for a whole text: the hidden states of its tokens, after the
+---model's last norm, pooled.
+---@param source string|integer[]  a text, or ids
+---@param given? pyramid.TextEmbeddingOptions
+---@return pyramid.Vector?
+---@return string? message
+---@return string? code
+function Model:text_embedding(source, given)
+  given = options.check("model:text_embedding", given, { pooling = "string", normalize = "boolean",
+    policy = "any", dtype = "string|table" })
+  local name = given.pooling or "mean"
+  if not embedding.is_pooling(name) then
+    error(("model:text_embedding: pooling is '%s', not one of %s"):format(name,
+      table.concat(embedding.poolings, ", ")), 2)
+  end
+  local ids, message, code = source, nil, nil
+  if type(source) == "string" then ids, message, code = self:encode(source) end
+  if not ids then return nil, message, code end
+  local reader, states
+  reader, message, code = self:cache { policy = given.policy, dtype = given.dtype }
+  if not reader then return nil, message, code end
+  local pooling = embedding.pooling(name)
+  states, message, code = reader:read_ids(ids, pooling.every, true, false, true)
+  reader:close()
+  if not states then return nil, message, code end
+  pooling:add(states)
+  return pooling:vector(given.normalize ~= false)
+end
 
 ---A cache for one sequence.
 ---@param given? pyramid.CacheOptions

@@ -3,10 +3,10 @@
 --   build/pyramid scripts/maker/load.lua --text FILE full=8080 'preset45=8080,{"pyramid":
 --     {"policy":"pyramidinfer","options":{"preset":45}}}' llama.cpp=8081
 --
--- Each NAME is asked at its port of this machine, with the fields of JSON beside what all are asked.
--- All take turns in every round, with the same ids, so that what the machine does besides hits all
--- of them; the first is what the others are held against. Prompts are cut from FILE, by the first
--- server's /tokenize. `--scene` says what is measured:
+-- Each NAME is asked at its port of this machine, with the fields of JSON beside what all are
+-- asked. All take turns in every round, with the same ids, so that what the machine does besides
+-- hits all of them; the first is what the others are held against. Prompts are cut from FILE, by the
+-- first server's /tokenize. `--scene` says what is measured:
 --
 --   clients   so many clients at once (--clients 1,8,32), each of which reads a prompt of --prompt
 --             tokens and writes --write; tokens a second over all that is written, from the first
@@ -177,9 +177,10 @@ end
 
 local scenes = {
   clients = { run = clients, columns = { "tokens/s", "first token, median s", "95 % s" } },
-  reading = { run = reading, seconds = true, columns = { "prompt s", "step before ms", "while read: median ms",
-    "95 % ms", "95 % of the median before" } },
-  agent = { run = agent, seconds = true, columns = { "mean s", "first request s", "others: median s", "95 % s" } },
+  reading = { run = reading, seconds = true, columns = { "prompt s", "step before ms",
+    "while read: median ms", "95 % ms", "95 % of the median before" } },
+  agent = { run = agent, seconds = true, columns = { "mean s", "first request s",
+    "others: median s", "95 % s" } },
 }
 
 local function prompts_of(count)

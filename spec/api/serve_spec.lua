@@ -231,8 +231,6 @@ describe("pyramid serve", function()
     assert.equal(assert(model:decode(ids.tokens)),
       (server:ask("/detokenize", { tokens = ids.tokens })).prompt)
     assert.same({}, (server:ask("/tokenize", { prompt = "", add_special_tokens = false })).tokens)
-    local _, status = server:ask("/v1/embeddings", { input = "x", model = "tiny" })
-    assert.equal(501, status)
     local policies = server:ask("/pyramid/policies").policies
     local names = {}
     for i, one in ipairs(policies) do names[i] = one.name end

@@ -57,8 +57,8 @@ local function attend(q, lane, scale, position, share, how)
   return out
 end
 
---- Reads one token; returns its logits (from 1). turned(lane): what its q and k are rotated to in a
---- layer; its position unless given.
+--- Reads one token; returns its logits (from 1), and the state that they are made of. turned(lane):
+--- what its q and k are rotated to in a layer; its position unless given.
 function plain:step(lanes, id, turned)
   local model, position = self.model, lanes.tokens
   local x, group = model.embed[id + 1], model.heads // model.kv_heads
@@ -88,7 +88,8 @@ function plain:step(lanes, id, turned)
     x = add(x, transformer.feed_forward(w, x, model.eps))
   end
   lanes.tokens = position + 1
-  return times(model.output, normed(x, model.norm, model.eps))
+  local state = normed(x, model.norm, model.eps)
+  return times(model.output, state), state
 end
 
 --- Drops the rows of one lane whose positions are not listed; returns the indices (from 0) of those

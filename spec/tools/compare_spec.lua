@@ -8,6 +8,7 @@ local engine = require "pyramid.tools.engine"
 local helper = require "helper"
 local html = require "pyramid.tools.report.html"
 local png = require "pyramid.tools.report.png"
+local base64 = require "pyramid.base64"
 local pyramid = require "pyramid"
 local recall = require "pyramid.tools.recall"
 local results = require "pyramid.tools.results"
@@ -445,10 +446,10 @@ describe("reports", function()
   end)
 
   it("write pictures that others read", function()
-    assert.equal("", png.base64 "")
-    assert.equal("Zg==", png.base64 "f")
-    assert.equal("Zm9vYmE=", png.base64 "fooba")
-    assert.equal("Zm9vYmFy", png.base64 "foobar")
+    assert.equal("", base64 "")
+    assert.equal("Zg==", base64 "f")
+    assert.equal("Zm9vYmE=", base64 "fooba")
+    assert.equal("Zm9vYmFy", base64 "foobar")
     local picture = png.strip("0f8", 1, 2, 3)
     assert.equal("\x89PNG\r\n\x1a\n\0\0\0\13IHDR\0\0\0\3\0\0\0\1\2\3\0\0\0", picture:sub(1, 29))
     -- as in every PNG: the CRC is right

@@ -58,7 +58,7 @@ function answers.begin(server, call, submits)
     if not request then
       self:cancel()
       for j = i, #submits do
-        for _, sampler in ipairs(submits[j].samplers) do sampler:close() end
+        for _, sampler in ipairs(submits[j].samplers or {}) do sampler:close() end
       end
       return nil, message, code
     end

@@ -46,6 +46,9 @@ end
 ---@return boolean
 function Choice:looks() return self.request.logprobs ~= nil end
 
+---Gives what it was made of back, once it has ended.
+function Choice:close() self.sampler:close() end
+
 -- What still waits to become text.
 local function rest(self)
   return self.pending .. (self.decoder and self.decoder:finish() or "")

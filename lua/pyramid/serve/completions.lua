@@ -1,6 +1,7 @@
 --- OpenAI's completions of a text, and of a chat: what a request asks for, and what an answer looks
 --- like, whole or as a stream.
 local answers = require "pyramid.serve.answers"
+local asked = require "pyramid.serve.asked"
 local chat = require "pyramid.chat"
 local conversation = require "pyramid.conversation"
 local fields = require "pyramid.serve.fields"
@@ -10,8 +11,7 @@ local toolcalls = require "pyramid.serve.toolcalls"
 
 local completions = {}
 
-local TEXTS_MOST <const> = 128        -- of one request: prompts times n
-local TOP_MOST <const> = 20           -- alternatives
+local wrong = asked.wrong
 
 local function known(more)
   local all = {}
@@ -27,40 +27,6 @@ local chat_fields = known { messages = "list", max_tokens = "integer",
   response_format = "object", tools = "list", tool_choice = "any", functions = "any",
   function_call = "any", chat_template_kwargs = "object", reasoning_effort = "string" }
 
--- Refuses, with a field's name; gives nil, for whoever returns it.
-local function wrong(call, message, field, code)
-  call:fail(400, message, code, field)
-end
-
--- Checks what both kinds have in common; nil after an answer was given.
-local function read(server, call, names)
-  local given, message = fields.read(call.body)
-  if not given then return wrong(call, message) end
-  local ok, field
-  ok, message, field = fields.check(given, names)
-  if ok and given.stream_options then
-    ok, message, field = fields.check(given.stream_options, { include_usage = "boolean" },
-      "stream_options")
-  end
-  for _, one in ipairs { { "n", 1, TEXTS_MOST }, { "max_tokens", 0, 1 << 31 },
-    { "max_completion_tokens", 0, 1 << 31 }, { "logprobs", 0, TOP_MOST },
-    { "top_logprobs", 0, TOP_MOST } } do
-    if ok and type(given[one[1]]) == "number" then
-      ok, message, field = fields.range(given, table.unpack(one))
-    end
-  end
-  if not ok then return wrong(call, message, field) end
-  if given.model and given.model ~= server.name then
-    call:fail(404, ("there is no model '%s' here; there is '%s'"):format(given.model:sub(1, 200),
-      server.name), "model_not_found", "model")
-    return
-  end
-  if given.best_of and given.best_of ~= (given.n or 1) then
-    return wrong(call, "'best_of' other than 'n' is not supported", "best_of")
-  end
-  return given
-end
-
 -- What engine:submit takes of a request, but for the prompt; nil after an answer.
 local function submit_of(server, call, given, grammar)
   local submit = { logprobs = nil, ignore_eos = given.ignore_eos, owner = given.user }
@@ -72,13 +38,6 @@ local function submit_of(server, call, given, grammar)
     grammar, server.random)
   if not submit.samplers then return wrong(call, message, field) end
   return submit
-end
-
--- Submits, or says why not.
-local function begin(server, call, submits)
-  local answer, message, code = answers.begin(server, call, submits)
-  if answer then return answer end
-  call:fail(code == "budget" and 400 or answers.status(code), message, answers.code(code))
 end
 
 -- A token as text, with the blank before it. Bytes that form no character become U+FFFD.
@@ -103,41 +62,6 @@ local function extension_of(part)
 end
 
 -- ---- texts --------------------------------------------------------------------------------------
-
--- The prompts of a request as ids: a text, texts, ids, or lists of ids.
-local function prompts_of(server, call, given)
-  local prompt, model = given.prompt, server.engine.model
-  if prompt == nil then return wrong(call, "'prompt' is wanted", "prompt") end
-  local list = type(prompt) == "string" and { prompt } or prompt
-  if type(list[1]) == "number" then list = { list } end
-  if #list == 0 then return wrong(call, "'prompt' is empty", "prompt") end
-  if #list * (given.n or 1) > TEXTS_MOST then
-    return wrong(call, ("at most %d texts of one request"):format(TEXTS_MOST), "prompt")
-  end
-  local out = {}
-  for i, one in ipairs(list) do
-    local ids = {}
-    if type(one) == "string" then
-      local message, code
-      ids, message, code = model:encode(one, { add = given.add_special_tokens })
-      if not ids then return wrong(call, message, "prompt", code) end
-      if #ids == 0 and model.tokenizer.bos then ids = { model.tokenizer.bos } end
-    elseif fields.is_list(one) then
-      for j, id in ipairs(one) do
-        ids[j] = math.type(id) and math.tointeger(id) or nil
-        if not ids[j] or ids[j] < 0 or ids[j] >= model.config.vocab then
-          return wrong(call, ("'prompt': what stands at %d is no id below %d"):format(j,
-            model.config.vocab), "prompt")
-        end
-      end
-    else
-      return wrong(call, "'prompt' is a text, a list of texts, of ids, or of lists of ids", "prompt")
-    end
-    if #ids == 0 then return wrong(call, "'prompt' is empty", "prompt") end
-    out[i] = ids
-  end
-  return out
-end
 
 -- Log-probabilities as OpenAI's completions have them; `from`: of how many bytes of text they
 -- begin.
@@ -175,12 +99,12 @@ end
 ---@param server pyramid.ServeServer
 ---@param call pyramid.ServeCall
 function completions.text(server, call)
-  local given = read(server, call, text_fields)
+  local given = asked.read(server, call, text_fields)
   if not given then return end
   if given.suffix and given.suffix ~= "" then
     return wrong(call, "'suffix' is not supported", "suffix")
   end
-  local prompts = prompts_of(server, call, given)
+  local prompts = asked.prompts(server, call, given, "prompt", given.n or 1)
   if not prompts then return end
   local submits = {}
   for i, ids in ipairs(prompts) do
@@ -198,7 +122,7 @@ function completions.text(server, call)
   end
   local id, created = submits[1].id, os.time()
   for i = 2, #submits do submits[i].id = ("%s-%d"):format(id, i) end
-  local answer = begin(server, call, submits)
+  local answer = asked.begin(server, call, submits)
   if not answer then return end
   local function prompt_text(part)
     return server.engine.model:decode(part.request.ids, { skip_special = true }) or ""
@@ -383,7 +307,7 @@ end
 ---@param server pyramid.ServeServer
 ---@param call pyramid.ServeCall
 function completions.chat(server, call)
-  local given = read(server, call, chat_fields)
+  local given = asked.read(server, call, chat_fields)
   if not given then return end
   local messages = messages_of(call, given)
   local tools = messages and tools_of(call, given)
@@ -404,7 +328,7 @@ function completions.chat(server, call)
   submit.max_tokens = given.max_completion_tokens or given.max_tokens or server.max_tokens
   submit.logprobs = given.logprobs and (given.top_logprobs or 0) or nil
   local created = os.time()
-  local answer = begin(server, call, { submit })
+  local answer = asked.begin(server, call, { submit })
   if not answer then return end
   local places = {}
   for i, part in ipairs(answer.parts) do

@@ -21,6 +21,7 @@
 local caches = require "pyramid.cache"
 local choices = require "pyramid.serve.choice"
 local core = require "pyramid.core"
+local embeddings = require "pyramid.serve.embedding"
 local options = require "pyramid.options"
 local policies = require "pyramid.policy"
 local reading = require "pyramid.serve.reading"
@@ -61,7 +62,7 @@ local option_keys = { memory = "integer|string", queue = "integer", parallel = "
 ---@field id string
 ---@field ids integer[]            the prompt
 ---@field status "waiting"|"reading"|"running"|"done"
----@field choices pyramid.ServeChoice[]
+---@field choices (pyramid.ServeChoice|pyramid.ServeEmbedding)[]
 ---@field at integer               tokens of the prompt that are read
 ---@field reused integer           … and of them those that were read for others
 ---@field whole? string            why the prompt is read at once
@@ -194,7 +195,7 @@ end
 local submit_keys = { id = "string", ids = "table", policy = "any", dtype = "string|table",
   budget = "integer|string", samplers = "table", stop = "table", max_tokens = "integer",
   logprobs = "integer", echo = "boolean", ignore_eos = "boolean", owner = "string",
-  boundaries = "table", on_event = "function" }
+  embed = "string", boundaries = "table", on_event = "function" }
 
 ---@class pyramid.ServeSubmit
 ---@field id? string
@@ -202,7 +203,8 @@ local submit_keys = { id = "string", ids = "table", policy = "any", dtype = "str
 ---@field policy? pyramid.Policy     the engine's unless said
 ---@field dtype? string|table        likewise
 ---@field budget? integer|string     of all its rows; they then lie apart, and share nothing
----@field samplers pyramid.Sampler[] one for each text that is written; the request closes them
+---@field samplers? pyramid.Sampler[] one for each text that is written; the request closes them
+---@field embed? "mean"|"last"       nothing is written: the prompt's vector is wanted, pooled so
 ---@field stop? string[]             texts to end before
 ---@field max_tokens? integer        of each (16)
 ---@field logprobs? integer          so many alternatives; 0: of what is picked alone
@@ -241,14 +243,18 @@ function Engine:submit(given)
     id = given.id or ("request-%d"):format(self.serial), ids = given.ids,
     policy = given.policy or self.policy, dtype = dtype, format = caches.format_name(format),
     budget = given.budget, stop = given.stop or {}, max_tokens = given.max_tokens or 16,
-    logprobs = given.logprobs, echo = given.echo, owner = self.share and "" or given.owner or "",
+    logprobs = given.logprobs, echo = given.echo, states = given.embed ~= nil,
+    every = given.echo or given.embed == "mean", owner = self.share and "" or given.owner or "",
     boundaries = given.boundaries, on_event = given.on_event, status = "waiting", at = 0,
     reused = 0, passed = 0, windowed = self.windowed, submitted = self.clock(),
     ends = given.ignore_eos and {} or self.ends, choices = {} }, Request)
   if self.by_id[request.id] then return refuse("two requests of one id", "argument") end
   request.shares = request.format .. " " .. tostring(request.policy or "full")
-  for i, sampler in ipairs(given.samplers) do
+  for i, sampler in ipairs(given.samplers or {}) do
     request.choices[i] = choices.new(request, i, sampler)
+  end
+  if given.embed then
+    request.choices, request.max_tokens = { embeddings.new(request, given.embed) }, 0
   end
   if #request.choices == 0 then error("engine:submit: a sampler is wanted", 2) end
   local ok, why = pcall(reading.look, request)
@@ -322,11 +328,13 @@ local function close(self, request)
   for i, choice in ipairs(request.choices) do
     local cache = choice.cache
     self.counts.generated_tokens = self.counts.generated_tokens + choice.count
-    choice.sampler:close()
+    choice:close()
     choice.cache = nil
     if cache then
       self.counts.evicted_rows = self.counts.evicted_rows + cache:evicted()
-      if i == 1 and not request.own then keep(self, request, choice, cache) else cache:close() end
+      if i == 1 and not request.own and not request.states then keep(self, request, choice, cache)
+      else cache:close()
+      end
     end
   end
   if request.cache then request.cache:close() end
@@ -382,7 +390,7 @@ local function waits_for_prefix(self, request)
   local there = self.shelf:shares(request.owner, request.shares, request.packed, most)
   for _, other in ipairs(self.reading) do
     if other.owner == request.owner and other.shares == request.shares
-      and reading.may_take(other) > 0 and not other.echo then
+      and reading.may_take(other) > 0 then
       local shared = math.min(sessions.shared(other.packed, request.packed), most)
       if shared - there >= 128 and 2 * (shared - there) >= #request.ids - there
         and #other.ids - other.at <= 2 * (shared - there) then

@@ -66,7 +66,7 @@ end
 ---@param request pyramid.ServeRequest
 ---@return integer
 function reading.may_take(request)
-  if not request.needed or request.echo or request.own then return 0 end
+  if not request.needed or request.every or request.own then return 0 end
   return #request.ids - math.max(request.needed, 1)
 end
 
@@ -120,21 +120,25 @@ local function echo(request, all, at)
   return all[#all]
 end
 
----Reads the next part. Gives the logits after the prompt once all is read; true before that.
+---Reads the next part. Gives the logits after the prompt, or the hidden states of its last part,
+---once all is read; true before that.
 ---@param engine pyramid.ServeEngine
 ---@param request pyramid.ServeRequest
----@return pyramid.Logits|true|nil
+---@return pyramid.Logits|pyramid.Vector|true|nil
 ---@return string? message
 ---@return string? code
 function reading.next(engine, request)
   local part, at = request.parts[request.part], request.at
-  local wants_all = request.echo and request.logprobs ~= nil
+  local wants_all = request.every and (request.states or request.logprobs ~= nil)
   local got, message, code = request.cache:read_ids(
-    table.move(request.ids, at + 1, part.to, 1, {}), wants_all, part.judged, true)
+    table.move(request.ids, at + 1, part.to, 1, {}), wants_all, part.judged, true,
+    request.states)
   if not got then return nil, message, code end
-  if wants_all then got = echo(request, got, at) end
+  if request.states then request.choices[1]:add(got)
+  elseif wants_all then got = echo(request, got, at)
+  end
   request.at, request.part = part.to, request.part + 1
-  if part.keep and not request.own and not request.echo and part.to > request.reused then
+  if part.keep and not request.own and not request.every and part.to > request.reused then
     local fork = request.cache:fork()
     if fork then
       engine.shelf:keep({ owner = request.owner, shares = request.shares, cache = fork,

@@ -1,6 +1,7 @@
 --- What `pyramid serve` answers, by path: OpenAI's routes, those of the page, and what operators
 --- look at.
 local completions = require "pyramid.serve.completions"
+local embeddings = require "pyramid.serve.embeddings"
 local fields = require "pyramid.serve.fields"
 local json = require "pyramid.json"
 local metrics = require "pyramid.serve.metrics"
@@ -31,10 +32,6 @@ local function one_model(server, call)
   if name == server.name then return call:json(200, model_of(server)) end
   return call:fail(404, ("there is no model '%s' here"):format(name:sub(1, 200)),
     "model_not_found", "model")
-end
-
-local function embeddings(_, call)
-  return call:fail(501, "embeddings are not supported: hidden states stay within the core")
 end
 
 local function tell(server, call) return call:answer(200, "metrics", metrics.text(server)) end

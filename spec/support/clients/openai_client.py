@@ -37,6 +37,12 @@ check("n", [c.index for c in several.choices] == [0, 1, 2, 3], several)
 again = client.completions.create(model=model, prompt=["a", "b"], n=2, max_tokens=4, seed=1)
 check("seed", [c.text for c in several.choices] == [c.text for c in again.choices], again)
 
+vectors = client.embeddings.create(model=model, input=["a cat", "a cat", "a dog"])
+check("embeddings", len(vectors.data) == 3
+      and abs(sum(x * x for x in vectors.data[2].embedding) - 1) < 1e-4
+      and vectors.data[0].embedding == vectors.data[1].embedding != vectors.data[2].embedding,
+      vectors.usage)
+
 chat = client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=12,
                                       temperature=0, logprobs=True, top_logprobs=3)
 check("chat", chat.choices[0].message.role == "assistant", chat)

@@ -1,6 +1,8 @@
 --- The smallest part of PNG that a strip of positions needs: levels (16 at most) of one colour,
 --- from clear to opaque, so that a picture holds on a light page and on a dark one. What is asked
 --- for is a data URI, which loads nothing.
+local base64 = require "pyramid.base64"
+
 local png = {}
 
 local crc_table = {}
@@ -65,26 +67,8 @@ function png.strip(digits, red, green, blue)
     .. chunk("IDAT", zlib("\0" .. table.concat(pixels))) .. chunk("IEND", "")
 end
 
-local alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-
----@param bytes string
----@return string
-function png.base64(bytes)
-  local out = {}
-  for i = 1, #bytes, 3 do
-    local a, b, c = bytes:byte(i, i + 2)
-    local word, text = a << 16 | (b or 0) << 8 | (c or 0), ""
-    for shift = 18, 0, -6 do
-      local at = (word >> shift & 63) + 1
-      text = text .. alphabet:sub(at, at)
-    end
-    out[#out + 1] = c and text or b and text:sub(1, 3) .. "=" or text:sub(1, 2) .. "=="
-  end
-  return table.concat(out)
-end
-
 ---@param bytes string   a PNG
 ---@return string
-function png.uri(bytes) return "data:image/png;base64," .. png.base64(bytes) end
+function png.uri(bytes) return "data:image/png;base64," .. base64(bytes) end
 
 return png
