@@ -5,7 +5,7 @@
 --
 -- Each NAME is asked at its port of this machine, with the fields of JSON beside what all are
 -- asked. All take turns in every round, with the same ids, so that what the machine does besides
--- hits all of them; the first is what the others are held against. Prompts are cut from FILE, by the
+-- hits all of them; the first is what the others are held against. Prompts are cut from FILE by the
 -- first server's /tokenize. `--scene` says what is measured:
 --
 --   clients   so many clients at once (--clients 1,8,32), each of which reads a prompt of --prompt
