@@ -25,6 +25,7 @@
 #   make serve-deps            what `pyramid serve` speaks HTTP with: lua-http and cqueues
 #   make deps-clients          clients that its specs try it with: OpenAI's package for Python, in
 #                              build/clients; LM_EVAL=1: lm-evaluation-harness, too
+#   make deps-browser          Chromium, in which specs open the server's page and reports
 #   make cuda                  libpyramid_cuda.so for device "cuda", where nvcc is; make cuda-check:
 #                              registers and spills, and what kernels can reach (cuda-roofline)
 #   make cuda-mutate           plants faults in the kernels and has the emulator's specs see each;
@@ -103,7 +104,7 @@ TEXT    := lua/pyramid policies scripts
 # The link between ranks is built along where mpicc is.
 MPICC    := $(shell command -v mpicc 2>/dev/null)
 LINKS    := $(if $(MPICC),$(B)/libpyramid_mpi.so)
-.PHONY: build library cuda cuda-check cuda-roofline cuda-mutate mpi deps deps-mpi deps-hosts deps-test serve-deps deps-clients models demo test test-cuda \
+.PHONY: build library cuda cuda-check cuda-roofline cuda-mutate mpi deps deps-mpi deps-hosts deps-test serve-deps deps-clients deps-browser models demo test test-cuda \
   bench-cuda host-cost bundle bench check check-style check-layers check-memory check-stress install \
   uninstall print-static install-module clean FORCE fuzz fuzz-native check-threads \
   check-threads-built rock ci nightly check-warnings
@@ -297,6 +298,8 @@ deps-test:
 	@sh scripts/maker/deps.sh $(NEEDS_TEST)
 serve-deps:
 	@sh scripts/maker/deps.sh $(NEEDS_SERVE)
+deps-browser:
+	@sh scripts/maker/deps.sh chromium
 # Clients of others for the server, apart from the system's own Python.
 CLIENTS := build/clients
 deps-clients:

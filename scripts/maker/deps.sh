@@ -24,6 +24,7 @@ name_for() { # MANAGER PACKAGE
     apk:lua-cjson-dev) echo lua5.4-cjson ;;
     apk:lua-busted) echo lua5.4-busted ;;
     apk:lua-check | pacman:lua-check) echo luacheck ;;
+    *:chromium) echo chromium ;;
     *:python3) [ "$1" = pacman ] && echo python || echo python3 ;;
     dnf:lua-http | dnf:lua-cqueues) ;;  pacman:lua-http | pacman:lua-cqueues) ;;
     apk:lua-cqueues) echo lua5.4-cqueues ;;

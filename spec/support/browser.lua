@@ -14,7 +14,7 @@ function browser.find()
   for _, name in ipairs { "chromium", "chromium-browser", "google-chrome" } do
     if shell.run("command -v " .. name) ~= "" then return name end
   end
-  return nil, "needs Chromium"
+  return nil, "needs Chromium (make deps-browser)"
 end
 
 --- What the script finds, as text. It is the body of an async function of the frame's window,
