@@ -5,6 +5,7 @@ local embeddings = require "pyramid.serve.embeddings"
 local fields = require "pyramid.serve.fields"
 local json = require "pyramid.json"
 local metrics = require "pyramid.serve.metrics"
+local microscope = require "pyramid.serve.microscope"
 local policies = require "pyramid.policy"
 
 local routes = {}
@@ -91,15 +92,8 @@ end
 
 -- ---- the page -----------------------------------------------------------------------------------
 
--- A module that may not be there.
-local function maybe(name)
-  local ok, module = pcall(require, name)
-  return ok and module or nil
-end
-
 local function page(_, call)
-  local text = maybe "pyramid.serve.page"
-  if not text then return call:answer(404, "text", "there is no page here\n") end
+  local text = require "pyramid.serve.page"            -- made when it is first asked for
   -- What the page may do by itself it says itself; whether others may frame it, only a header can.
   return call:answer(200, "html", text, { ["x-frame-options"] = "DENY" })
 end
@@ -126,8 +120,6 @@ local function list_policies(_, call)
 end
 
 local function memory(server, call)
-  local look = maybe "pyramid.serve.microscope"
-  if not look then return call:fail(404, "there is no microscope here") end
   local cache, ids, about = server.engine:find(call.query.id or "")
   if not cache then
     return call:fail(404, "there is no such request, or it was long ago", nil, "id")
@@ -140,7 +132,7 @@ local function memory(server, call)
       return call:fail(400, ("'%s' is no whole number"):format(key), nil, key)
     end
   end
-  local ok, found, message, code = pcall(look, cache, ids, server.engine.model,
+  local ok, found, message, code = pcall(microscope, cache, ids, server.engine.model,
     { policy = about.policy, prompt = about.prompt, first = window.first, count = window.count })
   if not ok then return call:fail(500, tostring(found)) end
   if not found then return call:fail(400, message, code) end
