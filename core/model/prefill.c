@@ -466,35 +466,40 @@ static pyr_status prefill_pressed(pyr_cache *cache, const int32_t *ids, const fl
 }
 
 /* Tokens that are read at a time where all of them do not fit: a chunk, as fewer would leave
- * products bound by reading weights. */
-enum { PIECE = PYR_CHUNK };
+ * products bound by reading weights, and fewer where not even that fits; 64 are what stays in the
+ * hot tier anyway. */
+enum { PIECE = PYR_CHUNK, LEAST_PIECE = 64 };
 
 /* A prompt that is longer than the budget, of a cache without a policy, is read piece by piece, and
  * rows go down between them: 4,000 tokens by 512 take room for 512 in the hot tier. All or nothing,
- * by a snapshot. */
+ * by a snapshot, whose pages count: rows that are there go down before it is made. */
 static pyr_status prefill_pieces(pyr_cache *cache, const int32_t *ids, const float *embeddings,
-                                 int64_t n, int flags, float *logits) {
+                                 int64_t n, int64_t piece, int flags, float *logits) {
   pyr_cache *snapshot = NULL;
   int64_t width = cache->pool->model->config.width;
+  size_t freed;
+  PYR_TRY(pyr_tiers_relieve(cache, n, &freed));
   pyr_status status = pyr_cache_snapshot(cache, &snapshot);
-  for (int64_t at = 0; at < n && status == PYR_OK; at += PIECE)
+  for (int64_t at = 0; at < n && status == PYR_OK; at += piece)
     status = prefill_pressed(cache, ids ? ids + at : NULL,
                              embeddings ? embeddings + at * width : NULL,
-                             pyr_min(PIECE, n - at), flags, at + PIECE < n ? NULL : logits);
+                             pyr_min(piece, n - at), flags, at + piece < n ? NULL : logits);
   if (status != PYR_OK && snapshot) pyr_cache_restore(cache, snapshot);
   else pyr_cache_free(snapshot);
   return status;
 }
 
 /* Whole first, as nothing is changed by trying: piece by piece a text is read as by several calls,
- * which a policy would notice, and logits of all positions are those of one call. */
+ * which a policy would notice, and logits of all positions are those of one call. Then by 512, 256,
+ * 128 and 64: 500 tokens under a budget of 300 are read by 128. */
 static pyr_status prefill_under(pyr_cache *cache, const int32_t *ids, const float *embeddings,
                                 int64_t n, int flags, float *logits) {
   pyr_status status = prefill_pressed(cache, ids, embeddings, n, flags, logits);
-  bool pieces = n > PIECE && !(flags & PYR_PREFILL_ALL)
-      && (!cache->policy.prefill || (flags & PYR_PREFILL_NO_PRUNE));
-  if (status != PYR_BUDGET || !cache->pool->pressed || !pieces) return status;
-  return prefill_pieces(cache, ids, embeddings, n, flags, logits);
+  bool whole = (flags & PYR_PREFILL_ALL) || !cache->pool->pressed
+      || (cache->policy.prefill && !(flags & PYR_PREFILL_NO_PRUNE));
+  for (int64_t piece = PIECE; status == PYR_BUDGET && !whole && piece >= LEAST_PIECE; piece /= 2)
+    if (n > piece) status = prefill_pieces(cache, ids, embeddings, n, piece, flags, logits);
+  return status;
 }
 
 pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, int flags,

@@ -352,6 +352,28 @@ describe("tiers", function()
     end
   end)
 
+  it("take prompts that are shorter than a chunk, and longer than the budget", function()
+    local full <close> = assert(models.cpu:cache { dtype = "f32" })
+    for _, n in ipairs { 330, 400, 512 } do
+      local logits = assert(full:prefill(prompt(n, n)))
+      local budget = full:bytes() * 55 // 100
+      local function limited(pressure)
+        return assert(models.cpu:cache { budget = budget, pressure = pressure,
+          tiers = { hot = "f32", cold = { dtype = "f32", file = fresh_path(), bytes = "4 MiB" } } })
+      end
+      local fails <close> = limited()
+      local cache <close> = limited "demote"
+      assert.equal("budget", (select(3, fails:prefill(prompt(n, n)))))
+      near(logits, assert(cache:prefill(prompt(n, n))), 2e-4, "in pieces")
+      assert.same({ n, n }, { cache:tokens(), cache:rows(1) })
+      assert.is_true(cache:bytes "hot" <= budget)
+      -- logits of all positions are those of one call
+      cache:clear()
+      assert.equal("budget", (select(3, cache:prefill(prompt(n, n), { all = true }))))
+      full:clear()
+    end
+  end)
+
   it("give rows back by a score", function()
     local cache <close> = tiered(ALL[3], keeper(20, "warm", "head"))
     local full <close> = assert(models.cpu:cache { dtype = "f32" })
