@@ -110,6 +110,37 @@ describe("pyramid serve", function()
     assert.equal(200, status, answer)
   end)
 
+  it("moves rows of a request down where its budget is full, if it says so", function()
+    local long = ("The cat sat on the mat. "):rep(60)
+    local function ask(extension, n)
+      return server:ask("/v1/completions", complete { prompt = long, pyramid = extension, n = n })
+    end
+    local bytes = ask { cache_dtype = "f32" }.usage.cache_bytes
+    local budget, tiers = bytes * 7 // 10, { warm = "q8_0" }
+    local answer, status = ask { cache_dtype = "f32", budget = budget, tiers = tiers }
+    assert.same({ 400, "budget" }, { status, answer.error.code })
+    for n = 1, 2 do
+      answer, status = ask({ tiers = { hot = "f32", warm = "q8_0" }, budget = n * budget,
+        pressure = "demote" }, n)
+      assert.equal(200, status, answer)
+      assert.is_true(n > 1 or answer.usage.cache_bytes <= budget)    -- forks share pages
+      assert.equal(0, answer.usage.rows_evicted)
+      assert.equal(n, #answer.choices)
+    end
+    -- a policy that moves its losers down has somewhere to put them
+    answer, status = ask { policy = "demote", budget = "64 MiB", tiers = tiers }
+    assert.equal(200, status, answer)
+    for field, extension in pairs { ["pyramid.tiers"] = { tiers = tiers },
+      ["pyramid.pressure"] = { pressure = "demote", budget = "1 MiB" },
+      ["pyramid.tiers.warm"] = { tiers = { warm = "q5" }, budget = "1 MiB" },
+      ["pyramid.tiers.lukewarm"] = { tiers = { lukewarm = "q4" }, budget = "1 MiB" },
+      ["pyramid.tiers.hot"] = { tiers = { hot = "f16" }, cache_dtype = "f16",
+        budget = "1 MiB" } } do
+      answer, status = ask(extension)
+      assert.same({ 400, field }, { status, answer.error.param })
+    end
+  end)
+
   it("takes texts, lists of them, and ids; gives n of each; echoes", function()
     local ids = assert(model:encode(prompt))
     local answer = server:ask("/v1/completions", complete { prompt = ids })

@@ -180,8 +180,8 @@ end
 ---@return string? code
 function Engine:new_cache(request)
   local pool, bound, with = caches.prepare("serve", self.model, { policy = request.policy,
-    dtype = request.dtype, budget = request.budget or self.memory,
-    policy_seconds = self.policy_seconds })
+    dtype = request.dtype, budget = request.budget or self.memory, tiers = request.tiers,
+    pressure = request.pressure, policy_seconds = self.policy_seconds })
   if not pool then return nil, bound, with end
   if request.budget then request.own = pool
   elseif self.pools[request.format] then pool:close()
@@ -195,7 +195,8 @@ end
 local submit_keys = { id = "string", ids = "table", policy = "any", dtype = "string|table",
   budget = "integer|string", samplers = "table", stop = "table", max_tokens = "integer",
   logprobs = "integer", echo = "boolean", ignore_eos = "boolean", owner = "string",
-  embed = "string", boundaries = "table", on_event = "function" }
+  embed = "string", tiers = "table", pressure = "string",
+  boundaries = "table", on_event = "function" }
 
 ---@class pyramid.ServeSubmit
 ---@field id? string
@@ -203,6 +204,8 @@ local submit_keys = { id = "string", ids = "table", policy = "any", dtype = "str
 ---@field policy? pyramid.Policy     the engine's unless said
 ---@field dtype? string|table        likewise
 ---@field budget? integer|string     of all its rows; they then lie apart, and share nothing
+---@field tiers? table               of these rows, as of caches …
+---@field pressure? "fail"|"demote"  … and what becomes of them where the budget is full
 ---@field samplers? pyramid.Sampler[] one for each text that is written; the request closes them
 ---@field embed? "mean"|"last"       nothing is written: the prompt's vector is wanted, pooled so
 ---@field stop? string[]             texts to end before
@@ -242,9 +245,10 @@ function Engine:submit(given)
   local request = setmetatable({ engine = self, model = self.model,
     id = given.id or ("request-%d"):format(self.serial), ids = given.ids,
     policy = given.policy or self.policy, dtype = dtype, format = caches.format_name(format),
-    budget = given.budget, stop = given.stop or {}, max_tokens = given.max_tokens or 16,
-    logprobs = given.logprobs, echo = given.echo, states = given.embed ~= nil,
-    every = given.echo or given.embed == "mean", owner = self.share and "" or given.owner or "",
+    budget = given.budget, tiers = given.tiers, pressure = given.pressure,
+    stop = given.stop or {}, max_tokens = given.max_tokens or 16, logprobs = given.logprobs,
+    echo = given.echo, states = given.embed ~= nil, every = given.echo or given.embed == "mean",
+    owner = self.share and "" or given.owner or "",
     boundaries = given.boundaries, on_event = given.on_event, status = "waiting", at = 0,
     reused = 0, passed = 0, windowed = self.windowed, submitted = self.clock(),
     ends = given.ignore_eos and {} or self.ends, choices = {} }, Request)
@@ -526,14 +530,15 @@ local function step(self)
   local began, groups, order = self.clock(), {}, {}
   self.stepping = true
   for _, choice in ipairs(self.running) do
-    local format = choice.request.format
-    if not groups[format] then
-      groups[format] = {}
-      order[#order + 1] = format
+    -- rows of several tiers are read by calls of their own anyway
+    local key = choice.request.tiers and choice.request or choice.request.format
+    if not groups[key] then
+      groups[key] = {}
+      order[#order + 1] = key
     end
-    table.insert(groups[format], choice)
+    table.insert(groups[key], choice)
   end
-  for _, format in ipairs(order) do step_group(self, groups[format]) end
+  for _, key in ipairs(order) do step_group(self, groups[key]) end
   self.stepping = false
   local over = {}
   for i = #self.running, 1, -1 do

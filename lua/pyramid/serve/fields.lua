@@ -84,7 +84,7 @@ fields.common = { model = "string", stream = "boolean", stream_options = "object
   parallel_tool_calls = "ignored", best_of = "integer" }
 
 local extension = { policy = "string", options = "object", cache_dtype = "string|object",
-  budget = "integer|string" }
+  budget = "integer|string", tiers = "object", pressure = "string" }
 
 -- Runs what raises on misuse: here it is the client's.
 local function guarded(f, ...)
@@ -101,6 +101,36 @@ local function plain(value)
   return out
 end
 fields.plain = plain
+
+-- Tiers by dtype alone: files are the operator's to name. They lie under the request's own budget.
+local function tiers_of(asked, into)
+  if (asked.tiers or asked.pressure) and not into.budget then
+    local name = asked.tiers and "tiers" or "pressure"
+    return nil, ("'pyramid.%s' goes with 'pyramid.budget'"):format(name), "pyramid." .. name
+  end
+  local ok, message, field = fields.check(asked.tiers or {}, { hot = "string|object",
+    warm = "string|object", cold = "string|object" }, "pyramid.tiers")
+  if not ok then return nil, message, field end
+  for name, dtype in pairs(asked.tiers or {}) do
+    local format, why = guarded(caches.row_format, plain(dtype))
+    if not format then return nil, why, "pyramid.tiers." .. name end
+    into.tiers = into.tiers or {}
+    into.tiers[name] = { dtype = plain(dtype) }
+  end
+  local hot = into.tiers and into.tiers.hot
+  if hot and into.dtype then
+    return nil, "'pyramid.cache_dtype' and 'pyramid.tiers.hot' are one too many",
+      "pyramid.tiers.hot"
+  end
+  if asked.pressure == "demote" and not (into.tiers and (into.tiers.warm or into.tiers.cold)) then
+    return nil, "'pyramid.pressure' demote needs a tier to go to, in 'pyramid.tiers'",
+      "pyramid.pressure"
+  elseif asked.pressure and asked.pressure ~= "demote" and asked.pressure ~= "fail" then
+    return nil, "'pyramid.pressure' is fail or demote", "pyramid.pressure"
+  end
+  into.dtype, into.pressure = hot and hot.dtype or into.dtype, asked.pressure
+  return true
+end
 
 ---What the field `pyramid` asks for, into the options of engine:submit.
 ---@param given table    the request's object
@@ -146,7 +176,7 @@ function fields.policy(given, into, operator)
     if not bytes then return nil, why, "pyramid.budget" end
     if bytes > 0 then into.budget = bytes end
   end
-  return true
+  return tiers_of(asked, into)
 end
 
 -- { "17": -100 } with ids as integers.

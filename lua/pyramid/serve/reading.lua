@@ -37,7 +37,11 @@ local function parts_of(request, at)
     end
     if keep and #parts > 0 then parts[#parts].keep = true end
   end
-  if not request.needed then return { { to = n, judged = true } } end
+  -- under pressure the core makes pieces of its own; a call that finds rows keeps them twice
+  -- until it is sure
+  if not request.needed or request.pressure == "demote" then
+    return { { to = n, judged = true } }
+  end
   if not request.plain then
     local last = n - math.max(request.needed, 1)
     -- a short prompt is not worth a pass of its own for its beginning
@@ -66,7 +70,7 @@ end
 ---@param request pyramid.ServeRequest
 ---@return integer
 function reading.may_take(request)
-  if not request.needed or request.every or request.own then return 0 end
+  if not request.needed or request.every or request.budget then return 0 end
   return #request.ids - math.max(request.needed, 1)
 end
 
