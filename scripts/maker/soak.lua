@@ -4,10 +4,10 @@
 --   build/pyramid scripts/maker/soak.lua --seconds 600
 --
 -- Every stream must be whole (the tokens that it asked for, in order, and [DONE]), and every error
--- the one that was asked for; how many greedy texts are not what they were at first is said. Memory,
--- as /metrics and the system say, is printed now and then, and at the end must not have grown by
--- more than a tenth and 16 MiB since a fifth of the time, half a minute at least: by then as many
--- caches are kept as may be. Exits 1 where any of that fails.
+-- the one that was asked for; how many greedy texts are not what they were at first is said.
+-- Memory, as /metrics and the system say, is printed now and then. At the end it must not have
+-- grown by more than a tenth and 16 MiB since a fifth of the time, half a minute at least: by then
+-- as many caches are kept as may be. Exits 1 where any of that fails.
 package.path = "./?.lua;" .. package.path
 local cjson = require "cjson"
 local served = require "spec.support.served"
