@@ -826,7 +826,9 @@ static pyr_status check_all_reach(const pyr_layer_plan *p, const pyr_shape *shap
 }
 
 /* The plan of a prefill that is read whole first, and then prepared: what it says is checked now,
- * and carried out when it is asked for again (pyr_evictions_ask). Until then all rows stay. */
+ * and carried out when it is asked for again (pyr_evictions_ask). Until then all rows stay; but when
+ * a trigger by length fires, and so which of the prompt's queries count for it, is reckoned from the
+ * rows that will be left: of 45 rows over 30 it would be the next step, of 12 it is the 19th. */
 static pyr_status ask_ahead(pyr_layer_plan *p, pyr_cache *cache, pyr_shape *shape, int64_t alive) {
   const pyr_shape as_read = *shape;
   PYR_TRY(ask(&p->eviction, cache, PYR_WHEN_PREPARED, shape, alive));
@@ -837,6 +839,7 @@ static pyr_status ask_ahead(pyr_layer_plan *p, pyr_cache *cache, pyr_shape *shap
   PYR_TRY(pyr_learned_need(cache, &p->trigger));
   p->evicts = p->evicts || p->eviction.splits.needed;
   keep_everything(&p->eviction, cache, &as_read, alive);
+  p->eviction.splits.rows_after = shape->rows;
   return PYR_OK;
 }
 
@@ -968,7 +971,7 @@ pyr_status pyr_layer_plan_end(pyr_layer_plan *p, const int32_t **survivors, int6
   state->read = p->read;
   state->since = 0;
   state->past = p->before;
-  state->unranked = p->trigger.window;
+  state->unranked = pyr_track_unranked(s, &p->trigger);
   pyr_trace_stop(&e->trace, s);
   if (p->shares) p->cascade.es.each[p->cascade.read - 1].trace = e->trace;
   if (p->ahead || p->shares) return PYR_OK;            /* told of when it is settled */
@@ -1105,13 +1108,13 @@ pyr_status pyr_evictions_check(pyr_evictions *es) {
   return PYR_OK;
 }
 
-/* After a step: the next firing is counted from here. The window's rows have not been ranked, so
- * they are what `unranked` starts from. Rows judged once keep what they have: their due dates
+/* After a step: the next firing is counted from here. The window's rows have not been ranked, but
+ * where a prompt's plan ranked some of them, so they are what `unranked` starts from. Rows judged once keep what they have: their due dates
  * say which queries count. */
 static pyr_status start_anew(const pyr_splits *s) {
   pyr_layer_state *state = &s->cache->states[s->layer];
   state->since = 0;
-  state->unranked = state->trigger.window;
+  state->unranked = pyr_min(state->unranked, state->trigger.window);
   if (state->trigger.once || !pyr_signal_is_attention(&state->trigger.track)) return PYR_OK;
   return pyr_track_forget(s->cache, s->layer);
 }
@@ -1122,7 +1125,9 @@ pyr_status pyr_evictions_gather(pyr_evictions *es) {
     const pyr_splits *s = &e->splits;
     pyr_trace_start(&e->trace, s);
     PYR_TRY(gather(e));
+    pyr_layer_state *state = &s->cache->states[s->layer];
     if (s->when == PYR_WHEN_DECODE) PYR_TRY(start_anew(s));
+    else state->unranked = pyr_min(state->unranked, pyr_track_unranked(s, &state->trigger));
     /* a plan that says nothing of it leaves it; its digests are reserved by the next step */
     if (s->when == PYR_WHEN_DECODE && e->plan.read.rows > 0)
       s->cache->states[s->layer].read = e->plan.read;

@@ -44,6 +44,13 @@ int64_t pyr_track_waiting(const pyr_cache *cache, int layer, int64_t rows) {
   return pyr_max(0, rows - state->trigger.window - ranked);
 }
 
+int64_t pyr_track_unranked(const pyr_splits *splits, const pyr_trigger *trigger) {
+  const pyr_plan *plan = splits->plan;
+  bool ranks = (plan->prune & PYR_PRUNE_CACHE) && (splits->needed || pyr_plan_unites(plan));
+  int64_t last = plan->prune & PYR_PRUNE_HIDDEN ? pyr_max(plan->last, 1) : plan->last;
+  return ranks ? pyr_min(trigger->window, last) : trigger->window;
+}
+
 bool pyr_track_step(const pyr_cache *cache, int layer, int64_t ahead, pyr_track *out) {
   const pyr_layer_state *state = &cache->states[layer];
   const pyr_trigger *trigger = &state->trigger;
@@ -87,8 +94,8 @@ pyr_prompt_track pyr_track_prompt(const pyr_splits *splits, const pyr_trigger *t
    * steps above, the prompt's last 6 count. */
   if (trigger->track.n > 0)
     t.queries = pyr_max(0, pyr_min(t.queries, trigger->track.n - steps));
-  /* Rows before the window are never candidates. */
-  if (trigger->once) t.last = trigger->window;
+  /* Rows before these are never candidates. */
+  if (trigger->once) t.last = pyr_track_unranked(splits, trigger);
   if (t.last == 0) t.queries = 0;
   return t;
 }

@@ -54,6 +54,13 @@
 int64_t pyr_track_steps_left(const pyr_cache *cache, int layer);
 /* Rows of the longest lane, of `rows` with the coming step's, that its plan may rank. */
 int64_t pyr_track_waiting(const pyr_cache *cache, int layer, int64_t rows);
+/* Of each lane's last rows, how many no plan has ranked once this one has run: the window's, or of a
+ * plan that evicts those that it guards at the end, if they are fewer. Only guarded rows are as far
+ * from the end after it as before, and what a plan has ranked is not ranked once more.
+ *
+ *     rows         0 1 2 3 4 5 6 7 8 9       window 4, guard.last 1, six survive
+ *     after it     0 2 3 5 7         9       5 and 7 have been ranked: 1 row is left, not 4   */
+int64_t pyr_track_unranked(const pyr_splits *splits, const pyr_trigger *trigger);
 /* What the coming step adds to accumulators, or the one that comes `ahead` steps after it, none of
  * which fires the trigger; false: nothing. */
 bool pyr_track_step(const pyr_cache *cache, int layer, int64_t ahead, pyr_track *out);

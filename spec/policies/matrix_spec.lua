@@ -481,6 +481,57 @@ describe("matrix, policies that nobody would write", function()
   end)
 end)
 
+describe("matrix, what a prompt's plan has ranked", function()
+  local seen = score.attention { queries = 20, reduce = "max", heads = "max" }
+
+  -- Rows 44 to 49 are the prompt's last, those that are left of it others: none of them is new.
+  local function judged_once(share, guarded, extra)
+    local function prefill(_, l)
+      local plan = { keep = math.min(l.rows, 20), guard = { first = 1, last = guarded },
+        share = share, score = score.key_norm() }
+      for key, value in pairs(extra or {}) do plan[key] = value end
+      return plan
+    end
+    return policy { name = "once", prefill = prefill,
+      trigger = function() return { every = 3, window = 6, once = true, track = seen } end,
+      decode = function(_, l) return { keep = math.max(1, l.rows - 2), share = "head" } end }
+  end
+
+  it("is not ranked once more where rows are judged once", function()
+    for _, case in ipairs { { "layer", 0 }, { "head", 2 }, { "head", 6 }, { "pool", 0 },
+      { "head", 0, { above = 0 } }, { "model", 1 } } do
+      for kind in pairs(small) do
+        assert_simulated(judged_once(table.unpack(case)), kind, { 30, 20 }, 25)
+      end
+    end
+  end)
+
+  it("leaves the first rows alone that decode would have taken for new ones", function()
+    local cache <close> = assert(small.MHA.model:cache { policy = judged_once("layer", 0),
+      dtype = "f32" })
+    assert(cache:prefill(prompt(50)))
+    local left = cache:positions(1, 1)
+    for i = 51, 56 do assert(cache:step(ids[i])) end
+    assert.same(left, helper.slice(cache:positions(1, 1), 1, #left))
+    for i = 57, 62 do assert(cache:step(ids[i])) end                      -- 50 to 52, and so on
+    assert.same(left, helper.slice(cache:positions(1, 1), 1, #left))
+    assert.is_true(#cache:positions(1, 1) < #left + 12)
+  end)
+
+  it("counts for when a trigger by length fires, also where passes come first", function()
+    local track = score.attention { queries = 6, reduce = "max", heads = "max" }
+    local how = { track = score.attention { reduce = "max", heads = "max" }, block = 20 }
+    local p = policy { name = "late", prepare = function() return how end,
+      prefill = function(_, l)
+        return { keep = math.min(l.rows, 12), guard = { last = 1 }, share = "head",
+          score = score.probed() }
+      end,
+      trigger = function() return { over = 30, track = track } end,
+      decode = function() return { keep = 24, share = "head", guard = { last = 1 } } end }
+    for kind in pairs(small) do assert_simulated(p, kind, { 5, 40 }, 30) end
+  end)
+end)
+
 describe("matrix, the folder", function()
   it("holds sound policies, each named after its file", function()
     local reports = assert(testing.check_folder("policies", { pyramidinfer = { falls = true } }))

@@ -95,7 +95,7 @@ local function walk(config, prompt, past, ask)
     end
     local tokens = past + prompt
     local plan = ask("prefill", shape(past + alive, tokens), lanes, prepared)
-    local left = plans.left(plan, lanes)
+    local before, left = lanes, plans.left(plan, lanes)
     if plan.prune ~= "hidden" then lanes = left end
     if plan.prune ~= "cache" then alive = left[1] - past end
     local trigger = ask("trigger", shape(math.max(table.unpack(lanes)), tokens), lanes)
@@ -103,7 +103,7 @@ local function walk(config, prompt, past, ask)
     if not trigger then
       ask("reads", shape(math.max(table.unpack(lanes)), tokens), lanes, { window = 0 })
     end
-    local unjudged = trigger and trigger.window or 0
+    local unjudged = plans.unranked(plan, before, trigger)
     for _ = 1, 3 do
       local longest = math.max(table.unpack(lanes))
       local steps = plans.steps_until(trigger, 0, longest)
@@ -114,7 +114,7 @@ local function walk(config, prompt, past, ask)
       local decode = ask("decode", shape(longest, tokens,
         math.max(0, longest - trigger.window - judged)), lanes, trigger)
       if trigger.once then decode.unjudged = unjudged end
-      lanes, unjudged = plans.left(decode, lanes), trigger.window
+      lanes, unjudged = plans.left(decode, lanes), math.min(unjudged, trigger.window)
     end
   end
 end

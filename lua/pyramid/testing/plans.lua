@@ -563,6 +563,19 @@ function plans.needed(plan, lanes)
   return false
 end
 
+---How many of a lane's last rows no plan has ranked once a prompt's plan has run: the window's, or
+---where it evicts those that it guards at the end, if they are fewer.
+---@param plan pyramid.testing.Plan
+---@param lanes integer[]  rows before it
+---@param trigger? table
+---@return integer
+function plans.unranked(plan, lanes, trigger)
+  local window = trigger and trigger.window or 0
+  local ranks = plan.prune ~= "hidden" and (plans.unites(plan) or plans.needed(plan, lanes))
+  local last = plan.prune == "cache" and plan.last or math.max(plan.last, 1)
+  return ranks and math.min(window, last) or window
+end
+
 ---Rows that a plan leaves in each lane, at most.
 ---@param plan pyramid.testing.Plan
 ---@param lanes integer[]

@@ -431,7 +431,7 @@ local function read_layer(self, layer, alive, prompt, prepared, united)
   end
   for _, position in ipairs(alive) do remember(self, layer, position) end
   run.work = run.work + #alive
-  layer.plan, layer.unjudged = plan, layer.trigger and layer.trigger.window or 0
+  layer.plan, layer.unjudged = plan, plans.unranked(plan, counts, layer.trigger)
   if prepared then return alive end                       -- plans run when all layers have read
   if plans.unites(plan) then                              -- likewise
     united[#united + 1] = layer
@@ -593,7 +593,7 @@ local function fire(self, layer)
   self.asker:fits("decode", shape, plan, counts, layer.compact)
   if not plan.program and trigger.track then plan.program = track_program(layer.trigger.track) end
   replace(self, layer, plan, select(self, layer, plan, false))
-  layer.since, layer.unjudged = 0, trigger.window
+  layer.since, layer.unjudged = 0, math.min(layer.unjudged, trigger.window)
   if trigger.once then layer.due = layer.due + trigger.every end
   if not trigger.once and trigger.track and not trigger.track.history then
     layer.first_query = #layer.queries + 1
