@@ -449,8 +449,7 @@ typedef enum pyr_score_code {
   PYR_S_RANDOM,        /* push uniform [0,1) hashed from (seed n, layer, position) */
   PYR_S_CONST,         /* push x for every row */
   PYR_S_ADD, PYR_S_SUB, PYR_S_MUL, PYR_S_DIV,  /* pop two, push one */
-  PYR_S_POOL,          /* a: 0 average, 1 maximum, over a centred window of odd width n within the
-                          candidates */
+  PYR_S_POOL,  /* a: 0 average, 1 maximum, over a centred window of odd width n, of candidates */
   PYR_S_NORMALIZE,     /* divide by the sum over the candidates */
   PYR_S_KEY_SIMILARITY,/* push the cosine of K to the mean of the candidates' normalised K
                           (KeyDiff, arXiv 2504.15364) */
@@ -481,8 +480,7 @@ typedef enum pyr_score_code {
   PYR_S_REDUNDANCY,    /* push how like the other keys of its lane a row's key is, as a softmax over
                           the lane; of keys whose cosine is above x the last counts as less so
                           (R-KV, arXiv 2505.24133) */
-  PYR_S_TOTAL,         /* the sum over the candidates, or (a: 1) the highest, in the place of
-                          each of them */
+  PYR_S_TOTAL,         /* the sum over the candidates, or (a: 1) the highest, for each of them */
   PYR_S_MAP,           /* each value by itself; a: pyr_mapping, x: its parameter */
   PYR_S_ALONG,         /* push how far K goes along a vector of its layer and head, mean over the
                           group's lanes: the policy's table n has it by head, values[(layer *
@@ -493,6 +491,8 @@ typedef enum pyr_score_code {
                           The policy's table n has by query head, [head_dim + head_dim/2] each, the
                           mean query before RoPE and the mean length of each of its pairs
                           (TriAttention, arXiv 2604.04921) */
+  PYR_S_TOKENS,  /* push values[id of the row's token] of the policy's table n; 0 where there is
+                    none, and of embedded rows (SepLLM, arXiv 2412.12094) */
   PYR_SCORE_CODES
 } pyr_score_code;
 
@@ -619,8 +619,8 @@ typedef struct pyr_trigger {  /* when decode plans run, and what is tracked unti
                            ranks the hot ones. They stay where the budget has no room for them */
 } pyr_trigger;
 
-/* Numbers that a PYR_S_TABLE reads; host memory, unchanged while the policy lives. What lies beyond
- * is 0. */
+/* Numbers of a PYR_S_TABLE, and of others; host memory, unchanged while the policy lives. What lies
+ * beyond is 0. */
 typedef enum pyr_table_by { PYR_BY_POSITION = 0, PYR_BY_HEAD } pyr_table_by;
 typedef struct pyr_table {
   pyr_table_by by;      /* values[position], or values[layer * width + kv_head] */

@@ -313,6 +313,25 @@ static pyr_status cuda_fill(pyr_backend *be, float *out, const int32_t *position
   return cuda_launched(be, "fill");
 }
 
+/* A thread a row; reads of the ids and of their values lie where they lie. */
+static __global__ void look_up_kernel(float *out, const int32_t *positions, int64_t n,
+                                      const int32_t *ids, int64_t known, const float *values,
+                                      int64_t vocab) {
+  int64_t i = thread_of_grid();
+  if (i >= n) return;
+  int32_t at = positions[i], id = at >= 0 && at < known ? ids[at] : -1;
+  out[i] = id >= 0 && id < vocab ? values[id] : 0.0f;
+}
+
+static pyr_status cuda_look_up(pyr_backend *be, float *out, const int32_t *positions, int64_t n,
+                               const int32_t *ids, int64_t known, const float *values,
+                               int64_t vocab) {
+  if (n <= 0) return PYR_OK;
+  PYR_LAUNCH(look_up_kernel, blocks_of(n), THREADS, 0, cuda_of(be), out, positions, n, ids, known,
+             values, vocab);
+  return cuda_launched(be, "look_up");
+}
+
 /* 1 where idx says; zeros were written before, on the same stream. */
 static __global__ void mark_kernel(float *out, const int32_t *idx, int64_t k) {
   int64_t i = thread_of_grid();
@@ -363,6 +382,7 @@ void cuda_elementwise_fill(pyr_backend *be) {
   be->finite = cuda_finite;
   be->iota = cuda_iota;
   be->fill = cuda_fill;
+  be->look_up = cuda_look_up;
   be->mark = cuda_mark;
   be->arith = cuda_arith;
 }

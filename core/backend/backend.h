@@ -189,6 +189,10 @@ struct pyr_backend {
   /* positions, seed and value: as pyr_filling says; what it does not read may be NULL or 0 */
   pyr_status (*fill)(pyr_backend *be, float *out, const int32_t *positions, int64_t n,
                      pyr_filling what, uint64_t seed, float value);
+  /* out[i] = values[ids[positions[i]]]; 0 where a position is none of [0, known), or its id none of
+   * [0, vocab) */
+  pyr_status (*look_up)(pyr_backend *be, float *out, const int32_t *positions, int64_t n,
+                        const int32_t *ids, int64_t known, const float *values, int64_t vocab);
 
   /* signals of rows (scores, as above), each from its own lane */
   pyr_status (*read_rows)(pyr_backend *be, float *out /* [end-begin, head_dim] */,

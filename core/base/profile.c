@@ -26,9 +26,9 @@
   X(attention) X(digest) X(pick_pages) X(gather) X(move_rows) X(join) X(merge) X(rotate) X(mass) \
   X(reduce_rows) \
   X(row_norms) X(arith) X(pool) X(normalize) X(select) \
-  X(choose) X(finite) X(iota) X(fill) X(softmax) X(total) X(map) X(standardize) X(chunk) X( \
-      mark) X(read_rows) X(key_similarity) X(redundancy) X(along) X(lag) X(output_norm) X(moments) \
-  X(moments_end) X(expected) X(pick) X(list_pages)
+  X(choose) X(finite) X(iota) X(fill) X(look_up) X(softmax) X(total) X(map) X(standardize) \
+  X(chunk) X(mark) X(read_rows) X(key_similarity) X(redundancy) X(along) X(lag) X(output_norm) \
+  X(moments) X(moments_end) X(expected) X(pick) X(list_pages)
 
 enum {
 #define X(name) OP_##name,
@@ -300,6 +300,10 @@ WRAPPER(iota, (pyr_backend *be, int32_t *out, int32_t first, int64_t n), (be, ou
 WRAPPER(fill, (pyr_backend *be, float *out, const int32_t *positions, int64_t n, pyr_filling what,
                uint64_t seed, float value), (be, out, positions, n, what, seed, value), 0,
                    8.0 * (double)n)
+
+WRAPPER(look_up, (pyr_backend *be, float *out, const int32_t *positions, int64_t n,
+                  const int32_t *ids, int64_t known, const float *values, int64_t vocab),
+                      (be, out, positions, n, ids, known, values, vocab), 0, 16.0 * (double)n)
 
 WRAPPER(softmax, (pyr_backend *be, float *x, int64_t n), (be, x, n), 3.0 * (double)n,
         12.0 * (double)n)

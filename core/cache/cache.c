@@ -679,6 +679,7 @@ void pyr_cache_free(pyr_cache *cache) {
   pyr_cache_rows_changed(cache);
   pyr_trial_free(cache);
   pyr_learned_free(cache->learned);
+  pyr_ids_free(pool, cache->ids);
   free_lanes(cache);
   pyr_strides_free(cache);
   if (cache->lane_list)
@@ -738,6 +739,7 @@ pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out) {
   copy->computed = cache->computed;
   copy->evicted = cache->evicted;
   copy->learned = pyr_learned_retain(cache->learned);
+  status = pyr_ids_copy(copy->pool, cache->ids, cache->tokens, &copy->ids);
   for (int64_t i = 0; i < pyr_cache_lane_count(cache) && status == PYR_OK; i++)
     status = lane_share(copy, &pyr_cache_lanes(copy)[i], &pyr_cache_lanes(cache)[i]);
   if (cache->below && status == PYR_OK) {

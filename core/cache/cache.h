@@ -21,6 +21,7 @@
 #define PYR_CACHE_H
 
 #include "cache/digests.h"
+#include "cache/ids.h"
 #include "cache/learned.h"
 #include "cache/probed.h"
 
@@ -99,6 +100,8 @@ struct pyr_cache {
   struct pyr_undo *undo;   /* of the call that is running, or NULL */
   pyr_probed *probed;      /* what a probe found out of the rows held now, or NULL */
   pyr_trial *trial;        /* histories before each token of the last one (trial.c), or NULL */
+  pyr_ids *ids;            /* which token each position is of (ids.h); NULL: none was said. The hot
+                              tier's, which it lends to those below */
   pyr_learned *learned;    /* the map that triggers track, shared with forks; NULL: none so far */
   pyr_tracer tracer;       /* retained through its own callback; zeros: none */
   pyr_preparer preparer;   /* likewise */

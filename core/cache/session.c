@@ -11,19 +11,21 @@
  *            the positions that keys came to, then page by page the K rows, the V rows and, in a
  *            compacted layer, the K rows as they came; where pages are packed, before that the
  *            lane's frame (rowbits.h) and for each page a byte, 1 if it is
- *   tiers    version 6 alone: u64 how many lie below the hot one, for each layer u64 how many rows
+ *   tiers    version 8 alone: u64 how many lie below the hot one, for each layer u64 how many rows
  *            its trigger recalls, then for each tier u64 which it is and its dtype (dtype_of), and
  *            its lanes, as above
+ *   ids      u64 how many tokens are known, from the first on (all, or none), and i32 the id of
+ *            each
  *   note     u64 length and as many bytes: a text that the saver wanted kept with it
  *   check    u64 FNV-1a of all bytes before it
- * Version 6 has tiers, and is written of caches that have some alone; version 5 knows what steps
- * read (pyr_read); version 4 knows whose it is, version 3 keeps keys as they came in compacted
- * layers, which version 2 did not: its keys would go on wearing out. Files older than version 5 are
- * refused: nobody can tell what model those before version 4 came from. Nothing read is
- * believed before it is checked: counts against the file's size, positions against their order, the
- * sum against the bytes. A file is written beside
- * its destination and put in its place (disk.h), so that a failed save loses nothing, and of two
- * savers one comes last. */
+ * Version 8 has tiers, and is written of caches that have some alone; version 7 has ids. Versions 5
+ * and 6 are those without ids, and are read; version 5 knows what steps read (pyr_read); version 4
+ * knows whose it is, version 3 keeps keys as they came in compacted layers, which version 2 did
+ * not: its keys would go on wearing out. Files older than version 5 are refused: nobody can tell
+ * what model those before version 4 came from. Nothing read is believed before it is checked:
+ * counts against the file's size, positions against their order, the sum against the bytes. A file
+ * is written beside its destination and put in its place (disk.h), so that a failed save loses
+ * nothing, and of two savers one comes last. */
 #include "cache/cache.h"
 #include "base/disk.h"
 #include "base/rowbits.h"
@@ -54,13 +56,15 @@
  *     10960   lane 1: 24, 0        16
  *     10976   positions            96
  *     11072   page 0: K, V       6144      2 * 24 * 128
- *     17216   length of the note    8      0
- *     17224   check                 8      FNV-1a of bytes 0 to 17223
- *     17232   end
+ *     17216   ids: 40             168      8 and 40 * 4
+ *     17384   length of the note    8      0
+ *     17392   check                 8      FNV-1a of bytes 0 to 17391
+ *     17400   end
  *
- * Beside positions and rows there are 16 bytes a lane, 144 a layer and 272 a file. Digests of pages
- * are not among them: they are made of the keys again. */
-enum { PYR_CACHE_VERSION = 5, PYR_CACHE_TIERED = 6, PYR_CACHE_ORDER = 0x01020304,
+ * Beside positions and rows there are 16 bytes a lane, 144 a layer, 4 a token and 280 a file.
+ * Digests of pages are not among them: they are made of the keys again. */
+enum { OLDEST_VERSION = 5, IDS_SINCE = 7, PYR_CACHE_VERSION = 7, PYR_CACHE_TIERED = 8,
+       PYR_CACHE_ORDER = 0x01020304,
        NOTE_MOST = 64 << 20 /* bytes: any conversation's messages */ };
 static const char cache_magic[8] = { 'P', 'Y', 'R', 'C', 'A', 'C', 'H', 'E' };
 
@@ -340,6 +344,14 @@ static pyr_status save_tiers(pyr_stream *s, const pyr_cache *cache, char *buffer
   return PYR_OK;
 }
 
+/* Behind rows and tiers; a cache whose first tokens are not known saves none. */
+static pyr_status save_ids(pyr_stream *s, const pyr_cache *cache) {
+  bool whole = pyr_ids_whole(cache->ids, cache->tokens);
+  uint64_t count = whole ? (uint64_t)cache->tokens : 0;
+  PYR_TRY(put(s, &count, sizeof count));
+  return count ? put(s, cache->ids->host, (size_t)count * sizeof *cache->ids->host) : PYR_OK;
+}
+
 /* Of several ranks, of all their lanes, a copy counting once. */
 static pyr_status sum_evicted(const pyr_cache *cache, int64_t *evicted) {
   const pyr_model *model = cache->pool->model;
@@ -473,6 +485,7 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
   if (status == PYR_OK) status = save_lanes(&s, cache, buffer, rows_buffer);
   if (status != PYR_OK || !writes) goto done;
   status = save_tiers(&s, cache, buffer, rows_buffer);
+  if (status == PYR_OK) status = save_ids(&s, cache);
   if (status == PYR_OK) status = put(&s, &note_bytes, sizeof note_bytes);
   if (status == PYR_OK) status = put(&s, note, length);
   uint64_t sum = s.hash;
@@ -523,17 +536,18 @@ static pyr_status check_model(pyr_stream *s, const pyr_cache_header *h,
                                    into);
 }
 
-/* *same: whether the policy it is loaded under is the one it was saved under. From what it is
+/* *same: whether the policy it is loaded under is the one it was saved under; *version: the
+ * file's. From what it is
  * (magic, version, byte order) to whose it is (model, tokenizer) to how it lies (shape,
  * arithmetic, dtype): the first that does not fit is the message that helps. */
-static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
+static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same, uint32_t *version) {
   pyr_cache_header h, mine;
   fill_header(cache, &mine);
   pyr_status status = get(s, &h, sizeof h, "the header");
   if (status != PYR_OK) return status;
   if (memcmp(h.magic, mine.magic, sizeof h.magic) != 0)
     return bad(s, "magic", "is not that of a saved cache");
-  if (h.version >= 1 && h.version < PYR_CACHE_VERSION)
+  if (h.version >= 1 && h.version < OLDEST_VERSION)
     return pyr_runtime_set_error(s->rt, PYR_FORMAT,
                                  "%s: version is %u, of an older build that wrote caches "
                                  "otherwise (this one: "
@@ -550,7 +564,7 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   if (h.dtype != mine.dtype) return bad(s, "dtype",
                                         "differs from the cache to load into; ask for the saved "
                                         "one");
-  if (h.version != mine.version)
+  if (h.version % 2 != mine.version % 2)          /* even ones have tiers */
     return bad(s, "tiers", cache->below
                ? "are none: the cache to load into must be made without tiers, too"
                : "are what the cache to load into must have, too (tiers)");
@@ -566,6 +580,7 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   cache->prompt = h.prompt;
   cache->computed = h.computed;
   cache->evicted = h.evicted;
+  *version = h.version;
   return PYR_OK;
 }
 
@@ -712,6 +727,26 @@ static pyr_status load_tiers(pyr_stream *s, pyr_cache *cache, char *buffer, bool
   return check_tiers(s, cache);
 }
 
+/* -1 is a row that was given as an embedding. */
+static pyr_status load_ids(pyr_stream *s, pyr_cache *cache) {
+  uint64_t count;
+  PYR_TRY(get(s, &count, sizeof count, "the tokens"));
+  if (count != 0 && count != (uint64_t)cache->tokens)
+    return bad(s, "the tokens", "are not as many as the counters say");
+  if (count > s->left / sizeof(int32_t)) return bad(s, "the tokens", "are more than the file has");
+  if (count == 0) return PYR_OK;
+  int32_t *ids = pyr_alloc(s->rt, (size_t)count * sizeof *ids);
+  if (!ids) return pyr_nomem(s->rt, (size_t)count * sizeof *ids, "a cache's tokens");
+  pyr_status status = get(s, ids, (size_t)count * sizeof *ids, "the tokens");
+  for (uint64_t i = 0; i < count && status == PYR_OK; i++)
+    if (ids[i] < -1 || ids[i] >= cache->pool->model->whole.vocab)
+      status = bad(s, "the tokens", "are no ids of the model's");
+  if (status == PYR_OK)
+    status = pyr_ids_put(cache->pool, &cache->ids, 0, ids, (int64_t)count);
+  pyr_release(s->rt, ids, (size_t)count * sizeof *ids);
+  return status;
+}
+
 /* At most 64 MiB, and at most what the file has left. */
 static pyr_status load_note(pyr_stream *s, pyr_cache *cache) {
   uint64_t length;
@@ -819,6 +854,7 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   uint64_t size;
   bool same = false;
   uint64_t sum = 0, expected;
+  uint32_t version = 0;
   pyr_stream s = { .path = path, .rt = rt, .hash = PYR_FNV_START };
   pyr_status status = PYR_OK;
   pyr_ranks_begin(rt);
@@ -844,7 +880,7 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
     status = pyr_nomem(rt, largest_page(pool), "loading a cache");
     goto done;
   }
-  status = load_header(&s, cache, &same);
+  status = load_header(&s, cache, &same, &version);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
     status = load_state(&s, cache, layer, same);
   if (status == PYR_OK) status = load_lanes(&s, cache, buffer);
@@ -856,6 +892,7 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
         "are out of range");
   }
   if (status == PYR_OK) status = load_tiers(&s, cache, buffer, same);
+  if (status == PYR_OK && version >= IDS_SINCE) status = load_ids(&s, cache);
   if (status == PYR_OK) status = load_note(&s, cache);
   if (status != PYR_OK) goto done;
   expected = s.hash;

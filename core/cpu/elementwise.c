@@ -384,6 +384,19 @@ static pyr_status cpu_fill(pyr_backend *be, float *out, const int32_t *positions
   return PYR_OK;
 }
 
+/* As many reads as there are rows, wherever they lie: of 4,000 candidates the ids and positions are
+ * 32 KB, and what is read of the values of a vocabulary are those of ids that came. */
+static pyr_status cpu_look_up(pyr_backend *be, float *out, const int32_t *positions, int64_t n,
+                              const int32_t *ids, int64_t known, const float *values,
+                              int64_t vocab) {
+  (void)be;
+  for (int64_t i = 0; i < n; i++) {
+    int32_t at = positions[i], id = at >= 0 && at < known ? ids[at] : -1;
+    out[i] = id >= 0 && id < vocab ? values[id] : 0.0f;
+  }
+  return PYR_OK;
+}
+
 void pyr_cpu_elementwise_fill(pyr_backend *be) {
   be->embed = cpu_embed;
   be->norm = cpu_norm;
@@ -404,4 +417,5 @@ void pyr_cpu_elementwise_fill(pyr_backend *be) {
   be->finite = cpu_finite;
   be->iota = cpu_iota;
   be->fill = cpu_fill;
+  be->look_up = cpu_look_up;
 }

@@ -418,6 +418,7 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
   pyr_ranks_begin(rt);
   if (cache->tokens > 0 && changes_older_rows(cache, flags)) s = pyr_undo_new(cache, &undo);
   pyr_forward_mark(cache);
+  if (s == PYR_OK) s = pyr_ids_put(cache->pool, &cache->ids, cache->tokens, ids, n);
   if (s == PYR_OK) s = prefill_ask_preparation(&p);
   if (s == PYR_OK) s = prefill_memory(&p, logits != NULL, &block, &host);
   s = pyr_ranks_agree(rt, s);

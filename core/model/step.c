@@ -343,6 +343,9 @@ static pyr_status step_compute(pyr_decode *d, const int32_t *ids, const pyr_work
   pyr_backend *be = d->f.be;
   const pyr_model *model = d->f.model;
   size_t each = sizeof(int32_t);
+  for (int i = 0; i < d->count; i++)
+    PYR_TRY(pyr_ids_put(d->caches[i]->pool, &d->caches[i]->ids, d->caches[i]->tokens,
+                        ids + i * d->each, d->each));
   PYR_TRY(be->upload(be, d->f.ids, ids, (size_t)d->tokens * each));
   PYR_TRY(be->upload(be, d->f.pos, d->pos, (size_t)d->tokens * each));
   if (d->turned) PYR_TRY(be->upload(be, d->f.rot, d->rot, (size_t)d->turned * each));

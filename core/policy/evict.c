@@ -826,9 +826,10 @@ static pyr_status check_all_reach(const pyr_layer_plan *p, const pyr_shape *shap
 }
 
 /* The plan of a prefill that is read whole first, and then prepared: what it says is checked now,
- * and carried out when it is asked for again (pyr_evictions_ask). Until then all rows stay; but when
- * a trigger by length fires, and so which of the prompt's queries count for it, is reckoned from the
- * rows that will be left: of 45 rows over 30 it would be the next step, of 12 it is the 19th. */
+ * and carried out when it is asked for again (pyr_evictions_ask). Until then all rows stay; but
+ * when a trigger by length fires, and so which of the prompt's queries count for it, is reckoned
+ * from the rows that will be left: of 45 rows over 30 it would be the next step, of 12 it is the
+ * 19th. */
 static pyr_status ask_ahead(pyr_layer_plan *p, pyr_cache *cache, pyr_shape *shape, int64_t alive) {
   const pyr_shape as_read = *shape;
   PYR_TRY(ask(&p->eviction, cache, PYR_WHEN_PREPARED, shape, alive));
@@ -1109,8 +1110,8 @@ pyr_status pyr_evictions_check(pyr_evictions *es) {
 }
 
 /* After a step: the next firing is counted from here. The window's rows have not been ranked, but
- * where a prompt's plan ranked some of them, so they are what `unranked` starts from. Rows judged once keep what they have: their due dates
- * say which queries count. */
+ * where a prompt's plan ranked some of them, so they are what `unranked` starts from. Rows judged
+ * once keep what they have: their due dates say which queries count. */
 static pyr_status start_anew(const pyr_splits *s) {
   pyr_layer_state *state = &s->cache->states[s->layer];
   state->since = 0;

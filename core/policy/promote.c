@@ -70,8 +70,8 @@ static pyr_status check(const pyr_cache *cache, const pyr_score *score, int64_t 
 }
 
 /* p->scores [rows_below] of one lane. A score program runs over one cache's lane, and each tier is
- * one: [warm: 3 numbers][cold: 3 numbers]. The tier lends itself the cache's policy while it is
- * asked. */
+ * one: [warm: 3 numbers][cold: 3 numbers]. The tier is lent the cache's policy and tokens while it
+ * is asked. */
 static pyr_status score_lane(const promotion *p, int layer, int head) {
   pyr_backend *be = p->cache->pool->be;
   const pyr_score_op none = { .code = PYR_SCORE_CODES },
@@ -84,10 +84,10 @@ static pyr_status score_lane(const promotion *p, int layer, int head) {
                             .tracked_queries = p->score ? 0 : tracked->n,
                             .next = p->cache->tokens, .fault = p->fault };
     if (rows == 0) continue;
-    at->policy = p->cache->policy;
+    at->policy = p->cache->policy, at->ids = p->cache->ids;
     pyr_status status = pyr_score_eval(p->score ? p->score : &alone, &signals, head, 1, p->work,
                                        &values);
-    at->policy = (pyr_policy){ 0 };
+    at->policy = (pyr_policy){ 0 }, at->ids = NULL;
     PYR_TRY(status);
     PYR_TRY(be->copy(be, to, values, (size_t)rows * sizeof *to));
     to += rows;

@@ -58,7 +58,7 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
       /* fall through */
     case PYR_S_POSITION: case PYR_S_RANDOM:
     case PYR_S_KEY_SIMILARITY: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE: case PYR_S_PLACE:
-    case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_ALONG:
+    case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_ALONG: case PYR_S_TOKENS:
       height++;
       break;
     case PYR_S_EXPECTED:
@@ -152,7 +152,7 @@ static int begin_of(const pyr_score *score, int last) {
     case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
     case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
     case PYR_S_PLACE: case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_REDUNDANCY:
-    case PYR_S_ALONG: case PYR_S_CENTRES:
+    case PYR_S_ALONG: case PYR_S_CENTRES: case PYR_S_TOKENS:
       wanted--;
       break;
     case PYR_SCORE_CODES: break;
@@ -194,6 +194,7 @@ static const char *name_of(pyr_score_code code) {
   case PYR_S_MAP: return "map";
   case PYR_S_ALONG: return "along";
   case PYR_S_CENTRES: return "centres";
+  case PYR_S_TOKENS: return "tokens";
   case PYR_SCORE_CODES: break;
   }
   return "?";
@@ -241,7 +242,7 @@ static void add_value(score_text *t, const pyr_score *score, int last) {
   case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_KEY_SIMILARITY: case PYR_S_EXPECTED:
   case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE: case PYR_S_PLACE:
   case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_REDUNDANCY:
-  case PYR_S_ALONG: case PYR_S_CENTRES: case PYR_SCORE_CODES:
+  case PYR_S_ALONG: case PYR_S_CENTRES: case PYR_S_TOKENS: case PYR_SCORE_CODES:
     add_text(t, "%s", name);
     break;
   }
@@ -319,9 +320,12 @@ const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bo
   for (int i = 0; i < score->length; i++) {
     const pyr_score_op *op = &score->ops[i];
     bool learned = pyr_signal_is_learned(op), centres = op->code == PYR_S_CENTRES,
-        along = op->code == PYR_S_ALONG || centres;
-    if ((op->code == PYR_S_TABLE || learned || along) && find_table(cache, op->n, &table) != PYR_OK)
+        along = op->code == PYR_S_ALONG || centres, tokens = op->code == PYR_S_TOKENS;
+    if ((op->code == PYR_S_TABLE || learned || along || tokens)
+        && find_table(cache, op->n, &table) != PYR_OK)
       return "refers to a table that the policy does not have";
+    if (tokens && !pyr_ids_whole(cache->ids, cache->tokens))
+      return "asks for tokens of rows that were saved without them, by an older build";
     if (learned && !fits_model(&table, &cache->pool->model->whole))
       return "is learned for a model of other layers, heads or width";
     if (along && !along_fits(&table, &cache->pool->model->whole, centres))
@@ -410,6 +414,15 @@ static pyr_status eval_table(const pyr_signals *s, int32_t number, int head, int
     if (status == PYR_OK) status = be->upload(be, out + i, value, (size_t)some * sizeof *value);
   }
   return status;
+}
+
+/* out[i] = what the table has of the row's token. */
+static pyr_status eval_tokens(const pyr_signals *s, int32_t number, const int32_t *positions,
+                              float *out) {
+  pyr_table table;
+  PYR_TRY(find_table(s->cache, number, &table));
+  return pyr_ids_look_up(s->cache->pool, s->cache->ids, out, positions, s->end - s->begin, number,
+                         table.values, table.count);
 }
 
 /* Which of the prompt's alive tokens the lane's first candidate is. Of 100 rows, 60 of them this
@@ -574,7 +587,7 @@ static pyr_status eval_lane(const pyr_score_op *op, const pyr_signals *s,
   case PYR_S_POOL: case PYR_S_NORMALIZE: case PYR_S_EXPECTED: case PYR_S_OUTPUT_NORM:
   case PYR_S_TABLE: case PYR_S_PLACE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP:
   case PYR_S_CUSTOM: case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_ALONG: case PYR_S_CENTRES:
-  case PYR_S_TOTAL: case PYR_S_MAP: case PYR_SCORE_CODES: break;
+  case PYR_S_TOTAL: case PYR_S_MAP: case PYR_S_TOKENS: case PYR_SCORE_CODES: break;
   }
   return no_signal(s, op);
 }
@@ -808,6 +821,8 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
         : reduce_heads(s, PYR_OF_LANES, out, temp, count, n, n, PYR_MEAN, 1.0f);
   case PYR_S_TABLE:
     return eval_table(s, op->n, head, count, out);
+  case PYR_S_TOKENS:
+    return eval_tokens(s, op->n, first->positions + s->begin, out);
   case PYR_S_PLACE:
     return be->fill(be, out, NULL, n, PYR_FILL_PLACE, 0, 0.0f);
   case PYR_S_POSITION:
@@ -886,7 +901,7 @@ pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, in
     case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
     case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
     case PYR_S_PLACE: case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_REDUNDANCY:
-    case PYR_S_ALONG: case PYR_S_CENTRES:
+    case PYR_S_ALONG: case PYR_S_CENTRES: case PYR_S_TOKENS:
       status = eval_signal(score, i, signals, head, count, temp, stack + height * n);
       height++;
       break;
@@ -984,7 +999,7 @@ pyr_status pyr_score_weigh(const pyr_score *program, int first, const pyr_signal
     case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
     case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
     case PYR_S_PLACE: case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_REDUNDANCY:
-    case PYR_S_ALONG: case PYR_S_CENTRES:
+    case PYR_S_ALONG: case PYR_S_CENTRES: case PYR_S_TOKENS:
       PYR_TRY(weigh_signal(program, i, signals, splits, temp, stack + height * n));
       height++;
       break;

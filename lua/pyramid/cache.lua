@@ -6,6 +6,7 @@ local options = require "pyramid.options"
 local policy = require "pyramid.policy"
 local score = require "pyramid.score"
 local sessions = require "pyramid.sessions"
+local token_classes = require "pyramid.token_classes"
 local stream = require "pyramid.stream"
 
 local cache = {}
@@ -330,7 +331,7 @@ function cache.prepare(what, model, given)
     if not found then return nil, message, code end
     bound = found:bind(model.tokenizer and function(text)
       return model:encode(text, { add = false })
-    end)
+    end, token_classes.reader(model.tokenizer))
     bound.seconds = seconds
   end
   if given.policy_seconds and (given.policy_seconds < 0
@@ -517,7 +518,8 @@ function Cache:evict(which)
   if which == nil then return self:cut() end
   local found, message, code = policy.load(which)
   if not found then return nil, message, code end
-  return self:cut(found:bind())
+  local model = self:owner()
+  return self:cut(found:bind(nil, token_classes.reader(model and model.tokenizer)))
 end
 
 ---Brings rows of lower tiers back to the hot one: of each lane the `rows` that the score ranks

@@ -20,6 +20,7 @@
 local core = require "pyramid.core"
 local options = require "pyramid.options"
 local score = require "pyramid.score"
+local token_classes = require "pyramid.token_classes"
 
 ---Makes a policy from its definition, as `policy.define` does.
 ---@class pyramid.PolicyModule
@@ -537,10 +538,13 @@ end
 ---The functions that the core calls, and what their scores refer to by number (see lplan.c).
 ---@param encode? fun(text: string): integer[]?, string?
 ---  the model's tokens of a text that `prepare` says; without it, texts are left out
+---@param tokens? fun(set: table): pyramid.Vector
+---  numbers by id of what score.tokens says (token_classes.reader)
 ---@return table
-function Policy:bind(encode)
+function Policy:bind(encode, tokens)
   -- known: by prompt; sequences of a batch take turns
   local d, known, slots = self.definition, {}, {}
+  slots.tokens = tokens or token_classes.reader()
   local function options_for(l)
     known[l.prompt] = known[l.prompt] or self:fitted(l)
     return known[l.prompt]

@@ -8,6 +8,7 @@
 --- Mistakes raise where the expression is built.
 local core = require "pyramid.core"
 local options = require "pyramid.options"
+local token_classes = require "pyramid.token_classes"
 
 local score = {}
 
@@ -30,7 +31,7 @@ local codes = { attention = 0, history = 1, key_norm = 2, value_norm = 3, positi
   const = 6, add = 7, sub = 8, mul = 9, div = 10, pool = 11, normalize = 12, key_similarity = 13,
     expected = 14, lag = 15, output_norm = 16, table = 17, place = 18, softmax = 19, chunk = 20,
       top = 21, custom = 22, learned = 23, probed = 24, redundancy = 25, total = 26,
-        map = 27, along = 28, centres = 29 }
+        map = 27, along = 28, centres = 29, tokens = 30 }
 local reduces = { mean = 0, sum = 1, max = 2 }
 local over_queries = { mean = 0, sum = 1, max = 2, variance = 3, entropy = 4 }
 local maps = { log = 0, power = 1, above = 2 }
@@ -114,8 +115,17 @@ function score.queries(value)
   return most
 end
 
+-- What score.tokens refers to until a model's tokenizer says which ids it means.
+local TokenSet = { __name = "pyramid.tokens", __metatable = "pyramid.tokens" }
+
+local function put(slots, number, object)
+  if getmetatable(object) ~= "pyramid.tokens" then slots[number] = object
+  elseif not slots[number] then slots[number] = slots.tokens(object) end
+end
+
 ---Keeps in `slots` what a plan's score refers to, for as long as it may be asked for: tables for
----good, custom scores until the same layer's plan is made anew.
+---good, custom scores until the same layer's plan is made anew. slots.tokens(set) makes a vector by
+---id of what score.tokens refers to.
 ---@param slots table
 ---@param value pyramid.Score
 ---@param layer integer
@@ -124,10 +134,10 @@ function score.anchor(slots, value, layer, other)
   slots.custom = slots.custom or {}
   for _, number in ipairs(slots.custom[layer] or {}) do slots[number] = nil end
   slots.custom[layer] = nil
-  for number, object in pairs(other and objects[other] or {}) do slots[number] = object end
+  for number, object in pairs(other and objects[other] or {}) do put(slots, number, object) end
   for number, object in pairs(objects[value] or {}) do
-    slots[number] = object
-    if type(object) == "table" then
+    put(slots, number, object)
+    if type(object) == "table" and getmetatable(object) ~= "pyramid.tokens" then
       slots.custom[layer] = slots.custom[layer] or {}
       table.insert(slots.custom[layer], number)
     end
@@ -138,7 +148,7 @@ end
 ---@param slots table
 ---@param value? pyramid.Score
 function score.hold(slots, value)
-  for number, object in pairs(objects[value] or {}) do slots[number] = object end
+  for number, object in pairs(objects[value] or {}) do put(slots, number, object) end
 end
 
 -- ---- what ranks pages ---------------------------------------------------------------------------
@@ -399,6 +409,47 @@ function score.table(t)
     error(("score.table: a table or a vector is wanted, not a %s"):format(type(t)), 2)
   end
   return refer(("table#%%d{by=%s}"):format(by), "", "table", 0, values)
+end
+
+-- What score.tokens has been asked for: a policy's functions may ask again and again, and get the
+-- same score.
+local token_scores = {}
+
+---1 for rows whose token is one of these, 0 for others: ids, and classes of them that the model's
+---tokenizer tells. "separators": one of . , ? ! ; : or white space alone, with spaces around it or
+---not (SepLLM, arXiv 2412.12094); "digits": digits alone, with spaces around; "specials": what the
+---model was given beside text, such as <s>; "symbols": no letter, digit, separator or special among
+---it, as brackets and operators are. Rows read as embeddings are of no class, nor is any row of a
+---model without a tokenizer. Cheap, in decode, too.
+---@param which (integer|"separators"|"digits"|"specials"|"symbols")[]|string
+---@return pyramid.Score
+function score.tokens(which)
+  local _ <close> = core.plain_locale()
+  local given, classes, ids, seen = type(which) == "table" and which or { which }, {}, {}, {}
+  for key, value in pairs(given) do
+    local id = options.whole(value)
+    if not whole(key, 1, #given) then
+      error(("score.tokens: '%s' is no place of a sequence"):format(tostring(key)), 2)
+    elseif type(value) == "string" then
+      choice("score.tokens", "a class", value, token_classes.known)
+    elseif not whole(id, 0, (1 << 20) - 1) then
+      error(("score.tokens: an id below 2^20 or a class is wanted, not %s"):format(tostring(value)),
+        2)
+    end
+    local one = type(value) == "string" and value or id
+    local list = type(value) == "string" and classes or ids
+    if not seen[one] then list[#list + 1] = one end
+    seen[one] = true
+  end
+  table.sort(classes)
+  table.sort(ids)
+  local said = table.concat(table.move(ids, 1, #ids, #classes + 1, { table.unpack(classes) }), ", ")
+  if said == "" then error("score.tokens: which? (ids, or classes of them)", 2) end
+  if not token_scores[said] then
+    local set = setmetatable({ classes = classes, ids = ids, key = said }, TokenSet)
+    token_scores[said] = refer("tokens#%d{" .. said .. "}", "", "tokens", 0, set)
+  end
+  return token_scores[said]
 end
 
 ---What another cache's rows say of the same positions: the mean over its layers and heads, or of

@@ -88,7 +88,7 @@ end
 local run_keys = { prompt = "integer|table", layers = "integer", heads = "integer",
   kv_heads = "integer", head_dim = "integer", steps = "integer", attention = "function|table",
     attend = "function", keys = "function|table", values = "function|table", outputs = "function",
-      expected = "function", probed = "function|table",
+      expected = "function", probed = "function|table", tokens = "function|table",
     seed = "integer", scores = "boolean", watch = "function" }
 
 ---A number for each row that a query head sees: how much it looks at it.
@@ -125,8 +125,10 @@ local run_keys = { prompt = "integer|table", layers = "integer", heads = "intege
 ---@field probed? pyramid.testing.Rows|table<integer, number>
 ---  for score.probed: what preparing passes look at, a number by row of a KV head; or by position,
 ---  0 elsewhere
+---@field tokens? fun(position: integer): (integer|string|nil)|table<integer, integer|string>
+---  for score.tokens: by position an id, or the class that it is of, "separators"; nil elsewhere
 ---@field seed? integer
----  of what is not given: attention, keys, values and what is probed are then noise
+---  of what is not given: attention, keys, values, what is probed and tokens are then noise
 ---@field scores? boolean
 ---  false: scores are not worked out, and the oldest survive: for counting rows
 ---@field watch? fun(run: pyramid.testing.Run, step: integer)
@@ -163,6 +165,7 @@ function testing.run(which, given)
     attention = source("attention", given.attention, 1.0, noise),
     probed = source("probed", given.probed, 0.0, function(...) return noise(3, ...) end),
     keys = source("keys", given.keys, 1.0, function(...) return noise(1, ...) end),
+    tokens = source("tokens", given.tokens, nil, simulation.tokens(noise)),
     values = source("values", given.values, 1.0, function(...) return noise(2, ...) end) })
 end
 

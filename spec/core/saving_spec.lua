@@ -4,6 +4,7 @@ local helper = require "spec.helper"
 local json = require "pyramid.json"
 local lfs = require "lfs"
 local pyramid = require "pyramid"
+local score = require "pyramid.score"
 local shell = require "support.shell"
 local quote = shell.quote
 
@@ -233,12 +234,45 @@ describe("a saved cache", function()
 
   it("of an older version is refused by its number", function()
     local bytes = saved(model)
-    for version = 1, ("<I4"):unpack(bytes, 9) - 1 do
+    for version = 1, 4 do
       helper.write(path "cache", patched(bytes, 8, ("<I4"):pack(version)))
       refused(model, ("version is %d, of an older build"):format(version))
     end
     helper.write(path "cache", patched(bytes, 8, ("<I4"):pack(1000)))
     refused(model, "version is one this build does not read")
+  end)
+
+  -- Eight tokens: their ids, and how many they are, before the note's length and the sum.
+  local function without_ids(bytes)
+    local body = bytes:sub(1, -9 - 8 - 8 * 4 - 8)
+    return patched(body .. ("<i8i8"):pack(0, 0), 8, ("<I4"):pack(5))
+  end
+
+  it("of a version without tokens is read, and says that it has none where they are asked for",
+    function()
+      helper.write(path "cache", without_ids(saved(model)))
+      local loaded <close> = assert(model:load_cache(path "cache", { dtype = "f32" }))
+      assert.equal(8, loaded:tokens())
+      assert(loaded:step(9))
+      local function by(which)
+        return { name = "some", prefill = function() return { keep = 2, score = which } end }
+      end
+      local ok, message, code = loaded:evict(by(score.tokens { 9 }))
+      assert.is_nil(ok)
+      assert.equal("policy", code)
+      assert.matches("tokens of rows that were saved without them", message)
+      assert(loaded:evict(by(score.position())))
+    end)
+
+  it("whose tokens are none of the model's is refused", function()
+    local bytes = saved(model)
+    local at = #bytes - 8 - 8 - 8 * 4
+    for _, id in ipairs { -2, model.config.vocab, 0x7fffffff } do
+      helper.write(path "cache", patched(bytes, at + 8, ("<i4"):pack(id)))
+      refused(model, "the tokens are no ids of the model's")
+    end
+    helper.write(path "cache", patched(bytes, at - 8, ("<i8"):pack(7)))
+    refused(model, "the tokens are not as many as the counters say")
   end)
 
   it("whose counters no cache could have is refused", function()

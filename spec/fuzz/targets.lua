@@ -542,6 +542,7 @@ local function some_score(depth, plain)
     "redundancy" }
   local e
   if how == 1 and R(3) == 1 then e = score.probed()
+  elseif how == 2 and R(3) == 1 then e = attempt(score.tokens, { pick(big), R(0, 300) })
   elseif how <= 4 then e = score[pick(signals)]()
   elseif how == 5 then e = attempt(score.attention,
     { queries = pick(big), ramp = R(3) == 1 and pick(factors) or nil,

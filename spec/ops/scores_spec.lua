@@ -308,6 +308,23 @@ describe("normalize", function()
   end)
 end)
 
+describe("look_up", function()
+  it("gives what values have of the ids of positions, and 0 for what is not there", function()
+    for _, n in ipairs(lengths) do
+      local known, vocab = math.random(1, 2 * n), math.random(1, 40)
+      local positions, ids, values = {}, {}, {}
+      for i = 1, n do positions[i] = math.random(-1, known + 2) end
+      for i = 1, known do ids[i] = math.random(-1, vocab + 3) end
+      for i = 1, vocab do values[i] = math.random(-8, 8) / 4 end
+      positions[1], ids[1] = math.maxinteger >> 32, -2147483648
+      local ref = reference.look_up(positions, ids, values)
+      reference.each(function(rt)
+        return ops.look_up(rt, ops.ints(positions), ops.ints(ids), ops.floats(values))
+      end, function(result, fail) equal(result, ref, fail, ("%d of %d"):format(n, known)) end)
+    end
+  end)
+end)
+
 describe("fill and iota", function()
   it("give positions, constants and counts", function()
     for _, n in ipairs(lengths) do

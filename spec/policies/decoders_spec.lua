@@ -228,6 +228,7 @@ local function assert_simulated(fixture, p, n, steps)
   local config, source = model.config, plain.source(weights[fixture], ids)
   local run = testing.run(p, shape_of(config, { prompt = n, steps = steps, attend = source.attend,
     keys = source.keys, values = source.values, outputs = source.outputs,
+    tokens = function(position) return ids[position + 1] end,
     expected = source.expected }))
   local cache <close> = assert(model:cache { policy = p, dtype = "f32" })
   local function compare(want, when)

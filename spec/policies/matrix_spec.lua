@@ -246,6 +246,7 @@ local function assert_simulated(p, kind, prompts, steps)
       heads = config.heads, kv_heads = config.kv_heads, head_dim = config.head_dim,
         attend = source.attend, keys = source.keys, values = source.values,
           outputs = source.outputs, expected = source.expected,
+            tokens = function(position) return ids[position + 1] end,
             probed = probed_by(p, model, prompts) })
   end)
   local cache <close> = assert(model:cache { policy = p, dtype = "f32" })

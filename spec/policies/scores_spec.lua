@@ -34,6 +34,18 @@ describe("scores", function()
     assert.are_not.equal(score.lag(), score.lag { lag = 127 })
   end)
 
+  it("by tokens are one score for one set, however it is said", function()
+    local s = score.tokens { "digits", 7, 3, "separators", 7.0 }
+    assert.matches("^tokens#%d+{digits, separators, 3, 7}$", tostring(s))
+    assert.is_true(s == score.tokens { 3, 7, "separators", "digits" })
+    assert.is_true(score.tokens "digits" ~= score.tokens "separators")
+    for said, given in pairs { ["an id below 2^20"] = { -1 }, ["below 2^20"] = { 1 << 20 },
+      ["one of digits, separators, specials, symbols"] = "words", ["which?"] = {},
+      ["no place of a sequence"] = { a = 1 }, ["a class is wanted"] = { 1.5 } } do
+      assert.error_matches(function() score.tokens(given) end, said, 1, true)
+    end
+  end)
+
   it("of tables and functions equal only themselves", function()
     local function f() end
     for _, make in ipairs { function() return score.table { 1, 2 } end,
@@ -311,6 +323,101 @@ describe("scores at work", function()
       for i, position in ipairs(each:positions(1, 1)) do
         if i <= 15 then assert.equal(2, position % 3) end
       end
+    end
+  end)
+
+  it("know tokens by id, also of steps, forks, files and after a truncation", function()
+    local s = score.tokens { 3, 17, 44, 50, 93 }
+    local wanted = { [3] = true, [17] = true, [44] = true, [50] = true, [93] = true }
+    local ids = prompt(60)
+    local function places(from, list)
+      local out = {}
+      for position = 0, #list - 1 do
+        if position >= from and wanted[list[position + 1]] then out[#out + 1] = position end
+      end
+      return out
+    end
+    ids[12], ids[31], ids[59] = 3, 93, 17
+    local keeps = policy { name = "some",
+      prefill = function(_, l) return { above = 0.5, keep = l.rows, score = s } end,
+      trigger = function() return { every = 8 } end,
+      decode = function(_, l) return { above = 0.5, keep = l.rows, share = "head", score = s } end }
+    local function grown(cache, list)
+      for i = 1, 16 do
+        list[#list + 1] = i % 5 == 0 and 44 or 60 + i
+        assert(cache:step(list[#list]))
+      end
+      assert.same(places(0, list), cache:positions(2, 1))
+    end
+    local path = helper.tmp ".cache"
+    local cache <close> = assert(model:cache { dtype = "f32", policy = keeps })
+    assert(cache:prefill(helper.slice(ids, 1, 40)))
+    assert(cache:prefill(helper.slice(ids, 41, 60)))
+    assert.same(places(0, ids), cache:positions(1, 2))
+    assert.is_true(#places(0, ids) > 2)
+    assert(cache:save(path))
+    local fork <close> = assert(cache:fork())
+    local loaded <close> = assert(model:load_cache(path, { dtype = "f32", policy = keeps }))
+    os.remove(path)
+    for _, each in ipairs { cache, fork, loaded } do grown(each, helper.slice(ids, 1, 60)) end
+    -- a token that was taken back is forgotten
+    local plain <close> = assert(model:cache { dtype = "f32" })
+    assert(plain:prefill(ids))
+    assert(plain:evict(policy { name = "all", prefill = function(_, l)
+      return { keep = l.rows, score = s } end }))
+    assert(plain:truncate(50))
+    local other = helper.slice(ids, 1, 50)
+    for i = 1, 10 do other[50 + i] = i == 4 and 50 or 100 + i end
+    assert(plain:prefill(helper.slice(other, 51, 60)))
+    assert(plain:evict(policy { name = "some", prefill = function(_, l)
+      return { above = 0.5, keep = l.rows, score = s } end }))
+    assert.same(places(0, other), plain:positions(1, 1))
+  end)
+
+  it("know no token of embedded rows, and no class without a tokenizer", function()
+    local ids = prompt(30)
+    local s = score.tokens(ids)
+    local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "some",
+      prefill = function(_, l) return { above = 0.5, keep = l.rows, score = s } end } })
+    assert(cache:prefill(helper.slice(ids, 1, 10), { prune = false }))
+    assert(cache:prefill({ embeddings = assert(model:embed(helper.slice(ids, 11, 20))) },
+      { prune = false }))
+    assert(cache:prefill(helper.slice(ids, 21, 30)))
+    local want = {}
+    for i = 0, 29 do if i < 10 or i > 19 then want[#want + 1] = i end end
+    assert.same(want, cache:positions(1, 1))
+    local other <close> = assert(model:cache { dtype = "f32", policy = { name = "words",
+      prefill = function(_, l) return { above = 0.5, keep = l.rows, guard = { last = 1 },
+        score = score.tokens { "separators", ids[4] } } end } })
+    assert(other:prefill(ids))
+    assert.same({ 3, 29 }, other:positions(1, 1))
+  end)
+
+  it("know classes of tokens by the model's tokenizer", function()
+    local tiny <close> = assert(pyramid.model("models/tiny", { threads = 1 }))
+    local text = "Once, in 1984, there was a cat. It ran! Where? { a; b }\nHome: 12 cats"
+    local ids = assert(tiny:encode(text))
+    local classes = require "pyramid.token_classes".of(tiny.tokenizer)
+    local sorted = {}
+    for position, id in ipairs(ids) do
+      local class = classes[id] or "words"
+      sorted[class] = sorted[class] or {}
+      table.insert(sorted[class], position - 1)
+    end
+    assert.is_true(#sorted.separators >= 8 and #sorted.digits >= 2 and #sorted.specials >= 1)
+    for class in pairs(require "pyramid.token_classes".known) do
+      local s = score.tokens(class)
+      local cache <close> = assert(tiny:cache { policy = { name = "some", prefill = function(_, l)
+        return { above = 0.5, keep = l.rows, score = s } end } })
+      assert(cache:prefill(ids))
+      assert.same(sorted[class] or {}, cache:positions(1, 1), class)
+    end
+    local of = require "pyramid.token_classes".of_text
+    for said, class in pairs { ["."] = "separators", [" ,"] = "separators", ["\n\n"] = "separators",
+      [" "] = "separators", ["7"] = "digits", [" 2024"] = "digits", [" =="] = "symbols",
+      ["){"] = "symbols", [".."] = "symbols", ["...x"] = false, ["a"] = false, ["1a"] = false,
+      [""] = false, ["é"] = false } do
+      assert.equal(class or nil, of(said), said)
     end
   end)
 

@@ -31,7 +31,7 @@ local rank = {
   ["ranks/mpi"] = 1,
   ["backend/plugin"] = 4, ["base/weights"] = 4, ["base/profile"] = 4, ["sample/sampler"] = 4,
   ["cache/tier_file"] = 3, ["cache/pages"] = 4, ["cache/probed"] = 5, ["cache/learned"] = 5,
-  ["cache/digests"] = 5,
+  ["cache/digests"] = 5, ["cache/ids"] = 5,
   ["text/tokenizer"] = 4,
   ["text/token_alphabet"] = 5, ["text/vocab"] = 5, ["text/bpe"] = 5, ["text/split"] = 5,
   ["text/decode_piece"] = 5, ["text/decode"] = 5, ["text/fingerprint"] = 5,

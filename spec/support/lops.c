@@ -965,13 +965,21 @@ static int ops_pool(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
-static int ops_normalize(lua_State *L) {
-  pyr_backend *be = begin_call(L);
+/* What operations do to a vector in its place, which need nothing else. */
+static int in_place(lua_State *L, pyr_backend *be,
+                    pyr_status (*op)(pyr_backend *be, float *x, int64_t n)) {
   int64_t n;
   float *x = copy_floats(L, be, 2, &n);
-  pyr_status status = be->normalize(be, x, n);
+  pyr_status status = op(be, x, n);
   return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
 }
+
+/* normalize(runtime, x), softmax(runtime, x), standardize(runtime, x) -> floats */
+#define IN_PLACE(op) static int ops_##op(lua_State *L) { \
+  pyr_backend *be = begin_call(L); return in_place(L, be, be->op); }
+IN_PLACE(normalize)
+IN_PLACE(softmax)
+IN_PLACE(standardize)
 
 /* total(runtime, x [, highest]) -> floats */
 static int ops_total(lua_State *L) {
@@ -990,23 +998,6 @@ static int ops_map(lua_State *L) {
   float *x = copy_floats(L, be, 2, &n);
   pyr_mapping how = (pyr_mapping)luaL_checkoption(L, 3, NULL, names);
   pyr_status status = be->map(be, x, n, how, (float)luaL_optnumber(L, 4, 0));
-  return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
-}
-
-static int ops_softmax(lua_State *L) {
-  pyr_backend *be = begin_call(L);
-  int64_t n;
-  float *x = copy_floats(L, be, 2, &n);
-  pyr_status status = be->softmax(be, x, n);
-  return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
-}
-
-/* standardize(runtime, x) -> floats */
-static int ops_standardize(lua_State *L) {
-  pyr_backend *be = begin_call(L);
-  int64_t n;
-  float *x = copy_floats(L, be, 2, &n);
-  pyr_status status = be->standardize(be, x, n);
   return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
 }
 
@@ -1140,6 +1131,17 @@ static int ops_fill(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
+/* look_up(runtime, positions, ids, values) -> floats */
+static int ops_look_up(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n, known, count;
+  const int32_t *at = copy_ints(L, be, 2, &n), *ids = copy_ints(L, be, 3, &known);
+  const float *values = copy_floats(L, be, 4, &count);
+  float *out = new_floats(L, be, n);
+  pyr_status status = be->look_up(be, out, at, n, ids, known, values, count);
+  return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
+}
+
 /* tiles_in_use() -> whether this thread holds anything in matrix tiles, or their shapes (AMX): on
  * x86 with xgetbv's second register alone */
 static int ops_tiles_in_use(lua_State *L) {
@@ -1180,7 +1182,7 @@ int luaopen_pyramid_specs(lua_State *L) {
     { "reduce_rows", ops_reduce_rows }, { "arith", ops_arith }, { "pool", ops_pool },
         { "normalize", ops_normalize },
     { "select", ops_select }, { "pick", ops_pick }, { "iota", ops_iota }, { "fill", ops_fill },
-    { "tiles_in_use", ops_tiles_in_use }, { NULL, NULL }
+    { "look_up", ops_look_up }, { "tiles_in_use", ops_tiles_in_use }, { NULL, NULL }
   };
   if (luaL_newmetatable(L, DEVICE_BLOCK)) {
     lua_pushcfunction(L, free_device_block);

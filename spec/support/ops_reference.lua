@@ -367,6 +367,16 @@ function reference.merge(k, v, idx, threshold)
   return new_k, new_v, margin
 end
 
+--- What `values` have of the ids of positions; 0 where there is no such position, id or value.
+function reference.look_up(positions, ids, values)
+  local out = {}
+  for i, at in ipairs(positions) do
+    local id = at >= 0 and ids[at + 1] or -1
+    out[i] = id >= 0 and values[id + 1] or 0.0
+  end
+  return out
+end
+
 -- ---- signals of rows; `values` is a lane's k or v, rows from <= j < to --------------------------
 
 local function norm(x)

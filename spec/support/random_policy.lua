@@ -17,6 +17,7 @@ end
 local by_position, by_head = { by = "position" }, { by = "head" }
 for i = 1, 60 do by_position[i] = i * 29 % 61 / 61 end
 for layer = 1, 3 do by_head[layer] = { layer, 0.5, 2, 1 / layer } end
+local some_tokens = score.tokens { 0, 3, 10, 37, 40, 74, 111, 120, 148, 185, 222, 259, 270 }
 local tables = { score.table(by_position), score.table(by_head) }
 
 -- turned: keys may have been rotated to their places, which the simulation does not follow. probed:
@@ -25,15 +26,17 @@ local function random_score(draw, pick, attention, turned, probed)
   local function signal()
     if probed and draw(3) > 0 then return score.probed() end
     local kind = pick { "attention", "attention", "key_norm", "value_norm", "position", "random",
-      "place", "output_norm", "table", "lag", "key_similarity", "redundancy" }
+      "place", "output_norm", "table", "lag", "key_similarity", "redundancy", "tokens" }
     if kind == "attention" then return attention() end
     if kind == "table" then return tables[draw(2) + 1] end
+    if kind == "tokens" then return some_tokens + 0.3 * score.random(draw(100)) end -- few are alike
     if turned and (kind == "lag" or kind == "key_similarity" or kind == "redundancy") then
       return score.place()
     end
     -- no cosine comes near this: above a threshold that some come near, two ways of rounding differ
     if kind == "redundancy" then return score.redundancy { threshold = -1.5 } end
-    if kind == "lag" then return score.lag { lag = pick { 3, 8 }, ranked = draw(2) == 0 } end
+    -- of no odd width: means over a whole run are all alike, but for their rounding
+    if kind == "lag" then return score.lag { lag = pick { 4, 8 }, ranked = draw(2) == 0 } end
     return kind == "random" and score.random(draw(100))
       or kind == "value_norm" and score.value_norm { power = pick { 1, 2 } } or score[kind]()
   end

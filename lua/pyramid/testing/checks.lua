@@ -343,6 +343,7 @@ local function check_simulation(report, p)
         kv_heads = config.kv_heads,
         head_dim = 16, steps = steps,
         attention = noise, keys = noise, values = noise, probed = noise,
+        tokens = simulation.tokens(noise),
         scores = true, watch = function(run, step)
           if step == 0 then
             local held, foretold = 0, 0

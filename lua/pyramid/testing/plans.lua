@@ -56,13 +56,16 @@ end
 local Asker = {}
 Asker.__index = Asker
 
+-- Which tokens are of a class the simulation is told, and no tokenizer.
+local function as_said(set) return set end
+
 ---Something that asks a policy as a cache of one model does.
 ---@param p pyramid.Policy
 ---@param once? boolean
 ---  asks it once for each plan, without a look at whether its fields have the right types
 ---@return pyramid.testing.Asker
 function plans.asker(p, once)
-  return setmetatable({ policy = p, bound = not once and p:bind() }, Asker)
+  return setmetatable({ policy = p, bound = not once and p:bind(nil, as_said) }, Asker)
 end
 
 -- What the policy returns for a layer, after its fields have been checked as for the core.
@@ -107,7 +110,7 @@ end
 
 local function nothing_to_do(l)
   return { keep = l.rows, first = 0, last = 0, share = "layer", prune = "cache", mass = 0,
-    least = 0, compact = false, objects = {} }
+    least = 0, compact = false, objects = { tokens = as_said } }
 end
 
 ---Whether lanes compete under a plan: of a layer, or of all layers.

@@ -32,13 +32,14 @@ local scores = {}
 ---@field outputs? fun(layer: integer, head: integer, value: number|number[]): number
 ---@field expected? fun(layer: integer, head: integer, keys: table, how: table): number[]
 ---@field probed fun(layer: integer, head: integer, position: integer): number
+---@field tokens fun(position: integer): integer|string|nil
 ---@field reduce fun(list: number[], how: integer): number
 
 -- The core's codes, in order (pyr_score_code).
 local names = { [0] = "attention", "history", "key_norm", "value_norm", "position", "random",
   "const", "add", "sub", "mul", "div", "pool", "normalize", "key_similarity", "expected", "lag",
     "output_norm", "table", "place", "softmax", "chunk", "top", "custom", "learned",
-      "probed", "redundancy", "total", "map", "along", "centres" }
+      "probed", "redundancy", "total", "map", "along", "centres", "tokens" }
 
 local function each(list, f)
   local out = {}
@@ -259,6 +260,14 @@ local function custom(group, lane, object, inputs)
   return result
 end
 
+-- A made-up token is an id or the name of a class.
+local function among(group, op)
+  local set, of = group.objects[op.n], {}
+  for _, class in ipairs(set.classes) do of[class] = true end
+  for _, id in ipairs(set.ids) do of[id] = true end
+  return each(group.rows, function(p) return of[group.tokens(p) or false] and 1.0 or 0.0 end)
+end
+
 local function from_table(group, op)
   local values = group.objects[op.n]
   if values:columns() == 0 then return each(group.rows,
@@ -362,6 +371,7 @@ local operations = {
   learned = { pops = 0, run = function() plans.not_simulated("hidden states, which a "
     .. "learned score reads") end },
   table = { pops = 0, run = from_table },
+  tokens = { pops = 0, run = among },
   place = { pops = 0, run = function(group)
     return each(group.rows, function(_, i) return #group.rows > 1 and (i - 1) / (#group.rows - 1)
       or 1.0 end)

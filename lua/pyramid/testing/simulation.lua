@@ -56,6 +56,17 @@ function Run:fraction()
   return 1 - self:evicted() / (self.config.layers * self.config.kv_heads * self.seen)
 end
 
+local CLASSES = { "separators", "separators", "digits", "symbols", "specials" }
+
+---Made-up tokens: of three positions one, about, is of a class.
+---@param noise fun(...: integer): number
+---@return fun(position: integer): string?
+function simulation.tokens(noise)
+  return function(position)
+    return CLASSES[math.floor(1500 / noise(11, position)) % 1500 // 100 + 1]
+  end
+end
+
 ---Whether a value is a run.
 ---@param value any
 ---@return boolean
@@ -277,7 +288,7 @@ local function group_of(self, layer, lanes, reading, objects)
       held = self.run[layer.index], objects = objects or {},
         each = config.heads // config.kv_heads, queries = queries, next = layer.read,
           outputs = self.given.outputs, expected = self.given.expected,
-            probed = self.given.probed, reduce = reduce }
+            probed = self.given.probed, tokens = self.given.tokens, reduce = reduce }
 end
 
 -- ---- selection ----------------------------------------------------------------------------------

@@ -1,0 +1,81 @@
+--- Classes of a vocabulary's tokens, for score.tokens: which ids are separators, digits, special
+--- tokens, symbols. Only what a token reads as decides, and no list of any one model.
+---
+---   separators   one of . , ? ! ; : or white space alone, spaces around it or not: ".", " ,", "\n\n"
+---   digits       digits alone, spaces around: "7", " 2024"
+---   specials     what the tokenizer calls special
+---   symbols      bytes of ASCII, of which none is a letter, a digit or white space: "){", " ==", but
+---                not ".", which is a separator
+local core = require "pyramid.core"
+
+local token_classes = {}
+
+token_classes.known = { separators = true, digits = true, specials = true, symbols = true }
+
+---The class of a text; nil: of none.
+---@param text string
+---@return "separators"|"digits"|"symbols"|nil
+function token_classes.of_text(text)
+  local bare = text:match "^%s*(.-)%s*$"
+  if text ~= "" and (bare == "" or bare:find "^[.,?!;:]$") then return "separators" end
+  if bare:find "^%d+$" then return "digits" end
+  if bare:find "^[%p]+$" then return "symbols" end
+end
+
+-- As it stands in a text. A tokenizer that drops a text's first space has a token of nothing else
+-- decode to nothing: its piece says what it is.
+local function text_of(tokenizer, id)
+  local text = tokenizer:decode({ id }) or ""
+  local piece = text == "" and tokenizer:piece(id)
+  if piece and piece:gsub("\u{2581}", "") == "" and piece ~= "" then return " " end
+  return text
+end
+
+local found = setmetatable({}, { __mode = "k" })       -- by tokenizer: class by id
+
+---The class of each id that is of one.
+---@param tokenizer pyramid.Tokenizer
+---@return table<integer, string>
+function token_classes.of(tokenizer)
+  if found[tokenizer] then return found[tokenizer] end
+  local _ <close> = core.plain_locale()
+  local classes = {}
+  for id = 0, tokenizer.vocab_size - 1 do
+    classes[id] = tokenizer:is_special(id) and "specials"
+      or token_classes.of_text(text_of(tokenizer, id))
+  end
+  found[tokenizer] = classes
+  return classes
+end
+
+local vectors = setmetatable({}, { __mode = "k" })     -- by tokenizer: by the set's key
+local without = {}                                     -- stands for no tokenizer
+
+local function vector_of(set, classes)
+  local list, wanted, last = {}, {}, 0
+  for _, class in ipairs(set.classes) do wanted[class] = true end
+  for id, class in pairs(classes) do
+    if wanted[class] then list[id + 1], last = 1, math.max(last, id) end
+  end
+  for _, id in ipairs(set.ids) do list[id + 1], last = 1, math.max(last, id) end
+  for i = 1, last + 1 do list[i] = list[i] or 0 end
+  return core.vector(list)
+end
+
+---A function that makes a vector of what score.tokens says, with 1 for each id of the set and 0 for
+---others. Without a tokenizer no id is of a class.
+---@param tokenizer? pyramid.Tokenizer
+---@return fun(set: { classes: string[], ids: integer[], key: string }): pyramid.Vector
+function token_classes.reader(tokenizer)
+  local of = tokenizer or without
+  vectors[of] = vectors[of] or {}
+  return function(set)
+    if not vectors[of][set.key] then
+      local classes = tokenizer and #set.classes > 0 and token_classes.of(tokenizer) or {}
+      vectors[of][set.key] = vector_of(set, classes)
+    end
+    return vectors[of][set.key]
+  end
+end
+
+return token_classes
