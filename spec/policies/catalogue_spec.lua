@@ -1,9 +1,11 @@
 -- The catalogue's policies keep the rows that kvpress keeps, and score rows as it does
 -- (scripts/maker/oracle/kvpress_scores.py).
 local helper = require "spec.helper"
+local maps = require "pyramid.maps"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
 local score = require "pyramid.score"
+local vector = require "pyramid.vector"
 
 -- The same policy, showing each layer's and head's scores of the judged rows to `seen` as it ranks
 -- by them.
@@ -20,6 +22,15 @@ local function watched(p, seen)
   end }
 end
 
+-- A file of query centres with these filters, [layers][KV heads]; it goes when it is closed.
+local function filters_file(layers)
+  local rows, path = {}, helper.tmp ".safetensors"
+  for _, heads in ipairs(layers) do table.move(heads, 1, #heads, #rows + 1, rows) end
+  helper.write(path, maps.centres_bytes { centres = vector { { 0, 0 } }, filters = vector(rows),
+    metadata = {} })
+  return setmetatable({ path = path }, { __close = function() os.remove(path) end })
+end
+
 for _, name in ipairs { "mha", "gqa" } do
   local golden = helper.json(helper.fixture("kvpress/" .. name .. "/golden.json"))
   local bytes = helper.read(helper.fixture("kvpress/" .. name .. "/golden.bin"))
@@ -33,7 +44,8 @@ for _, name in ipairs { "mha", "gqa" } do
     for _, case in ipairs(golden.cases) do
       local given = helper.with_integers(case.options)
       it(("%s (%s), %d tokens"):format(case.policy, helper.said(given), case.count), function()
-        local p = assert(pyramid.policy(case.policy, given))
+        local file <close> = case.filters and filters_file(case.filters)
+        local p = assert(pyramid.policy(case.policy, given)):with { map = file and file.path }
         local ids, seen = helper.slice(golden.pool, case.first + 1, case.first + case.count), {}
         for _, each in ipairs { p, watched(p, seen) } do
           local cache <close> = assert(model:cache { policy = each, dtype = "f32" })

@@ -39,6 +39,15 @@ def finch(ratio, window, **how):
     return press
 
 
+FILTERS = {}                 # of the model in hand: [layers][KV heads][head_dim], as the press has them
+
+
+def qfilter(ratio):
+    press = kvpress.QFilterPress(ratio)
+    press.q_filters = FILTERS["now"]
+    return press
+
+
 # policy, our options, prompt tokens, rows kept (None: as it comes), attention, the press for a compression ratio
 CASES = [
     ("knorm", {}, 150, 60, "sdpa", lambda r: kvpress.KnormPress(r)),
@@ -66,6 +75,7 @@ CASES = [
     ("curdkv", dict(sinks=2, run=12), 132, 40, "sdpa", lambda r: kvpress.CURPress(r, num_sinks=2, local_window_size=12)),
     ("finch", dict(window=16), 150, 60, "sdpa", lambda r: finch(r, 16)),
     ("finch", dict(window=5, normalize=False), 150, 60, "sdpa", lambda r: finch(r, 5, normalize_scores=False)),
+    ("qfilter", {}, 150, 60, "sdpa", lambda r: qfilter(r)),
 ]
 
 
@@ -129,6 +139,8 @@ def make(name, seed):
               for how in ("sdpa", "eager")}
     config = pyramidinfer.MODELS[name]
     pool = families.random_ids(np.random.default_rng(seed), config["vocab_size"], POOL)
+    heads, width = config["num_key_value_heads"], config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    FILTERS["now"] = torch.tensor(np.random.default_rng(seed + 50).normal(size=(config["num_hidden_layers"], heads, width)))
     blob, cases = bytearray(), []
     for case in CASES:
         policy, options, n, rows = case[:4]
@@ -153,6 +165,8 @@ def make(name, seed):
                 if policy == "curdkv":             # its sinks have 1, and all rows together 1
                     scores[:, :options.get("sinks", 4)] = torch.inf
                 blob.extend(scores.numpy().astype("<f4").tobytes())
+        if policy == "qfilter":                        # ours point the other way: the highest stay
+            stored["filters"] = [[[float(x) for x in -head] for head in layer] for layer in FILTERS["now"]]
         if policy in ("curdkv", "finch"):          # ours are theirs times a number of each head
             stored["factor"] = True
         cases.append(stored)
