@@ -10,11 +10,8 @@ return policy.scorer {
   defaults = { window = 32, kernel = 7, pool = "max", heads = "mean", safe = 0.2 },
   limits = { safe = { 0, 1 } },
   share = "pool",
-  guard = function(o, l) return { last = math.min(o.window, l.rows) } end,
-  score = function(o, l)
-    local window = math.min(o.window, l.rows)
-    return score.attention { queries = window, heads = o.heads }:pool(o.pool, o.kernel)
-  end,
+  looks = function(o, queries) return score.attention { queries = queries, heads = o.heads } end,
+  score = function(o, _, _, seen) return seen:pool(o.pool, o.kernel) end,
   more = function(o, l, keep)
     local window = math.min(o.window, l.rows)
     return { least = math.min(window + math.floor(o.safe * (keep - window)), keep) }

@@ -9,9 +9,7 @@ return policy.scorer {
   defaults = { window = 32, chunk = 10, heads = "mean" },
   limits = { chunk = { 1 } },
   share = "layer",
-  guard = function(o, l) return { last = math.min(o.window, l.rows) } end,
+  looks = function(o, queries) return score.attention { queries = queries, heads = o.heads } end,
   -- of the last chunk that fits in part, its first rows stay
-  score = function(o, l)
-    return score.attention { queries = math.min(o.window, l.rows), heads = o.heads }:chunk(o.chunk)
-  end,
+  score = function(o, _, _, seen) return seen:chunk(o.chunk) end,
 }

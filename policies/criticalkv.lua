@@ -8,10 +8,10 @@ return policy.scorer {
   doc = "per head, attention weighed by what a row's value does to the output",
   defaults = { window = 32, kernel = 7, pool = "max", first = 0.5, epsilon = 1e-4 },
   limits = { first = { 0, 1 }, epsilon = { 0 } },
-  guard = function(o, l) return { last = math.min(o.window, l.rows) } end,
-  score = function(o, l, keep)
+  looks = function(_, queries) return score.attention { queries = queries } end,
+  score = function(o, l, keep, seen)
     local window = math.min(o.window, l.rows)
-    local seen = score.attention { queries = window }:pool(o.pool, o.kernel)
+    seen = seen:pool(o.pool, o.kernel)
     -- the window is of the first part
     local by_attention = math.max(math.floor(keep * o.first) - window, 0)
     return seen:top(by_attention) * 1e9 + (seen + o.epsilon) * score.output_norm()

@@ -22,9 +22,6 @@ return policy.scorer {
   defaults = { window = 8, kernel = 7, pool = "max", beta = 20, heads = "mean" },
   limits = { beta = { 1 } },
   budget = budget,
-  guard = function(o, l) return { last = math.min(o.window, l.rows) } end,
-  score = function(o, l)
-    local window = math.min(o.window, l.rows)
-    return score.attention { queries = window, heads = o.heads }:pool(o.pool, o.kernel)
-  end,
+  looks = function(o, queries) return score.attention { queries = queries, heads = o.heads } end,
+  score = function(o, _, _, seen) return seen:pool(o.pool, o.kernel) end,
 }

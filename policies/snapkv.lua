@@ -8,9 +8,6 @@ return policy.scorer {
   name = "snapkv",
   doc = "per head, what the prompt's last queries look at",
   defaults = { window = 32, kernel = 7, pool = "max", heads = "mean" },
-  guard = function(o, l) return { last = math.min(o.window, l.rows) } end,
-  score = function(o, l)
-    local window = math.min(o.window, l.rows)
-    return score.attention { queries = window, heads = o.heads }:pool(o.pool, o.kernel)
-  end,
+  looks = function(o, queries) return score.attention { queries = queries, heads = o.heads } end,
+  score = function(o, _, _, seen) return seen:pool(o.pool, o.kernel) end,
 }

@@ -18,6 +18,7 @@ Examples:
    pyramid calibrate --loss 0.05 --share head --text book.txt --out mine.lua
    pyramid calibrate --target 0.45 --prune both --out mine.lua --check
    pyramid calibrate --heads --target 0.5 --out duo_mine.lua
+   pyramid calibrate --heads --as headkv --text book.txt --out heads.lua
    pyramid calibrate --learn --model smollm2 --text book.txt --out build/learned
    pyramid generate --policy-file mine.lua target=0.3 "Once there was"
 Without --text: held-out documents of the world that the default model knows.
@@ -42,6 +43,9 @@ cli.option(parser, "--by", "WHAT",
   { choices = { "mass", "kl" } })
 parser:flag("--heads",
   "Rank KV heads by attention outside of sinks and recent rows, and write a duo policy.")
+cli.option(parser, "--as", "POLICY",
+  "With --heads: duo, where some heads keep all; headkv, where budgets follow the scores.",
+  { default = "duo", choices = { "duo", "headkv" } })
 parser:flag("--learn",
   "Learn from plain text what will be looked at (KVzap), and write a folder that is a policy; with"
   .. " --text, --length, --texts, --seed and --out.")
@@ -390,14 +394,24 @@ local result = { policy = name, file = args.out, measured = made }
 if args.heads then
   local ranked = calibrate.retrieval(made)
   local count = retrieval_count(#ranked)
-  local chosen = write_policy(args.out, calibrate.write_duo(ranked, count,
-    { name = name, about = about(), sinks = args.sinks, recent = args.recent }))
-  local fraction = (count + (#ranked - count) * math.min(guarded / length, 1)) / #ranked
+  local duo, fraction = args.as == "duo", target
+  local written
+  if duo then
+    written = calibrate.write_duo(ranked, count, { name = name, about = about(), sinks = args.sinks,
+      recent = args.recent })
+    fraction = (count + (#ranked - count) * math.min(guarded / length, 1)) / #ranked
+  else
+    written = calibrate.write_headkv(made, { name = name, about = about() })
+  end
+  local chosen = write_policy(args.out, written)
   result.heads, result.retrieval, result.fraction = ranked, count, fraction
   if not args.json then
-    print_heads(ranked, count)
-    print(("%d of %d heads keep everything: %s of the rows of %d tokens\npolicy: %s"):format(count,
-      #ranked, percent(fraction), length, args.out))
+    print_heads(ranked, duo and count or 0)
+    if duo then
+      print(("%d of %d heads keep everything: %s of the rows of %d tokens"):format(count, #ranked,
+        percent(fraction), length))
+    end
+    print(("policy: %s%s"):format(args.out, duo and "" or (" ratio=%g"):format(target)))
   end
   if args.check then result.check = check(rivals_of(chosen, fraction)) end
 else

@@ -204,7 +204,7 @@ end
 --- A bundled policy under options that make it drop much of little, as far as it has such options.
 function helper.squeezed(name)
   local p = assert(require "pyramid.policy".load("policies/" .. name .. ".lua"))
-  for key, value in pairs { ratio = 0.4, floor = 8, window = 6, recent = 0.2 } do
+  for key, value in pairs { ratio = 0.4, floor = 8, window = 6, recent = 0.2, every = 9 } do
     if type(p.options[key]) == "number" then
       local ok, changed = pcall(p.with, p, { [key] = value })
       if ok then p = changed end

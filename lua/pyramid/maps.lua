@@ -252,6 +252,94 @@ function maps.along(path) return once(filters, path, filter_score) end
 ---@return pyramid.Score
 function maps.around(path) return once(centres, path, centre_score) end
 
+-- ---- how much heads retrieve --------------------------------------------------------------------
+
+-- "0.2, 0.5": numbers of 0 and more, by layer, then by head.
+local function numbers_of(text)
+  local list, sum = {}, 0.0
+  for word in text:gmatch "[^,%s]+" do
+    local x = tonumber(word)
+    if not (x and x >= 0 and x < math.huge) then
+      return nil, ("option 'scores': '%s' is no number of 0 or more"):format(word)
+    end
+    list[#list + 1], sum = x, sum + x
+  end
+  if sum == 0 then return nil, "option 'scores': all are 0" end
+  return list
+end
+
+-- A file as HeadKV's authors publish it: { "0-0": [0.1, …], "0-1": … }, layer and head from 0; the
+-- mean of each head's numbers counts.
+local function read_heads(path)
+  local file <close>, why = io.open(path, "rb")
+  if not file then return nil, why end
+  local value, message = json.decode(file:read "a" or "")
+  if type(value) ~= "table" then
+    return nil, ("%s: %s"):format(path, message or "is no object of scores by head")
+  end
+  local list, layers, heads = {}, 0, 0
+  local function of(key, each)
+    each = type(each) == "table" and each or { each }
+    local sum = 0.0
+    for _, x in ipairs(each) do
+      if type(x) ~= "number" or not (x >= 0 and x < math.huge) then return nil end
+      sum = sum + x
+    end
+    local layer, head = key:match "^(%d+)%-(%d+)$"
+    layer, head = math.tointeger(layer), math.tointeger(head)
+    if not layer or layer > 4095 or head > 4095 or #each == 0 then return nil end
+    layers, heads = math.max(layers, layer + 1), math.max(heads, head + 1)
+    return layer, head, sum / #each
+  end
+  local by = {}
+  for key, each in pairs(value) do
+    local layer, head, mean = of(tostring(key), each)
+    if not layer then
+      return nil, ("%s: \"%s\" is no head with numbers of 0 or more"):format(path, tostring(key))
+    end
+    by[layer << 12 | head] = mean
+  end
+  for layer = 0, layers - 1 do
+    for head = 0, heads - 1 do
+      local x = by[layer << 12 | head]
+      if not x then return nil, ("%s: \"%d-%d\" is missing"):format(path, layer, head) end
+      list[#list + 1] = x
+    end
+  end
+  if #list == 0 then return nil, path .. ": names no head" end
+  return list
+end
+
+local said, filed = {}, {}                                                     -- by text, by path
+
+---The part that each KV head of a layer has of what all heads of a model retrieve together, which
+---is 1: for policies; raises what is wrong. Numbers may be of query heads: their mean counts.
+---@param text string                 numbers, layer after layer; "": the file's
+---@param path string                 a file; "": all heads are alike
+---@param l pyramid.Layer
+---@param temperature number          the power of each number
+---@return number[]
+function maps.head_shares(text, path, l, temperature)
+  local lanes = l.layers * l.kv_heads
+  local from = text ~= "" and once(said, text, numbers_of)
+    or path ~= "" and once(filed, path, read_heads)
+  local parts, sum = {}, 0.0
+  local group = from and #from == l.layers * l.heads and l.heads // l.kv_heads or 1
+  if from and #from ~= lanes * group then
+    error(("%d scores are not those of %d layers of %d KV heads"):format(#from, l.layers,
+      l.kv_heads), 0)
+  end
+  for lane = 1, lanes do
+    local own = from and 0.0 or 1.0
+    for i = 1, from and group or 0 do own = own + from[(lane - 1) * group + i] / group end
+    own = own ^ temperature
+    sum = sum + own
+    if (lane - 1) // l.kv_heads + 1 == l.index then parts[#parts + 1] = own end
+  end
+  for head, own in ipairs(parts) do parts[head] = sum > 0 and own / sum or 1 / lanes end
+  return parts
+end
+
 ---The bytes of such a file.
 ---@param read pyramid.QueryCentres
 ---@return string

@@ -1,7 +1,7 @@
 -- StreamingLLM, SnapKV and H2O keep the rows that plain oracles keep
 -- (scripts/maker/oracle/evictors.py), head by head; so do those of the catalogue that judge while
 -- text is generated (scripts/maker/oracle/catalogue.py), and those that kvpress lacks
--- (scripts/maker/oracle/newer.py, fastkv.py and sepllm.py there).
+-- (scripts/maker/oracle/newer.py, fastkv.py, sepllm.py and window.py there).
 local helper = require "spec.helper"
 local pyramid = require "pyramid"
 
@@ -16,7 +16,8 @@ local function assert_kept(maps, sequence, what)
 end
 
 for _, folder in ipairs { "evictors/mha", "evictors/gqa", "catalogue/mha", "catalogue/gqa",
-  "newer/mha", "newer/gqa", "fastkv/mha", "fastkv/gqa", "sepllm/mha", "sepllm/gqa" } do
+  "newer/mha", "newer/gqa", "fastkv/mha", "fastkv/gqa", "sepllm/mha", "sepllm/gqa",
+  "window/mha", "window/gqa" } do
   local name = folder:match "[^/]*$"
   local golden = helper.json(helper.fixture(folder .. "/golden.json"))
   local bytes = helper.read(helper.fixture(folder .. "/golden.bin"))

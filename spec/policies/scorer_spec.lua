@@ -45,6 +45,35 @@ local function assert_same_policy(want, got, options)
 end
 
 describe("policy.scorer", function()
+  it("cuts by a window of last queries, in a prompt and every so many tokens", function()
+    local function looks(o, queries) return score.attention { queries = queries, heads = o.heads } end
+    local got = policy.scorer { name = "windowed", defaults = { window = 8, heads = "mean" },
+      looks = looks, score = function(_, _, _, seen) return seen * 2 end,
+      each = function(_, l, rows)
+        return { math.min(l.rows, rows), math.max(1, math.min(l.rows, rows) // 2) }
+      end }
+    local function plan(o, l, queries)
+      local last = math.min(o.window, l.rows)
+      local rows = math.max(o.rows > 0 and o.rows or l.past + math.ceil(o.ratio * l.prompt), last,
+        1)
+      local keep = math.min(l.rows, rows)
+      return { keep = { keep, math.max(1, keep // 2) }, guard = { last = last }, share = "head",
+        score = looks(o, queries) * 2 }
+    end
+    local want = policy { name = "windowed", fit = "ratio",
+      defaults = { ratio = 0.5, rows = 0, window = 8, heads = "mean", every = 0 },
+      prefill = function(o, l) return plan(o, l, math.min(o.window, l.rows)) end,
+      trigger = function(o)
+        return o.every > 0 and { every = o.every, track = looks(o, o.window) } or nil
+      end,
+      decode = function(o, l) return plan(o, l, o.window) end }
+    assert_same_policy(want, got, { {}, { every = 5 }, { ratio = 0.1, every = 1 }, { rows = 9,
+      window = 3 } })
+    assert.error_matches(function()
+      policy.scorer { name = "both", looks = looks, generates = true }
+    end, "goes without `generates`", 1, true)
+  end)
+
   it("has the options, the budget, the clamps and the guards of most policies", function()
     local got = policy.scorer { name = "short", doc = "the shortest keys",
       defaults = { sinks = 2, recent = 3 }, score = function() return -score.key_norm() end }

@@ -3,6 +3,7 @@
 local calibrate = require "pyramid.tools.calibrate"
 local cjson = require "cjson"
 local helper = require "helper"
+local maps = require "pyramid.maps"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
 local score = require "pyramid.score"
@@ -375,6 +376,62 @@ describe("calibrate", function()
     assert.same({ 0, 1, 144 }, { positions[1], positions[2], positions[3] })
   end)
 
+  it("writes what heads look at as a headkv, whose heads keep their part", function()
+    local c, outside = model.config, {}
+    for layer = 1, c.layers do
+      outside[layer] = {}
+      for head = 1, c.kv_heads do outside[layer][head] = head == 1 and 0.9 or 0.1 end
+    end
+    local path = folder .. "/four.lua"
+    helper.write(path, calibrate.write_headkv({ outside = outside },
+      { name = "four", about = "made by a spec." }))
+    local p = assert(policy.load(path, { rows = 40, window = 8, beta = 2 }))
+    local cache <close> = assert(model:cache { policy = p })
+    assert(cache:prefill(texts[1]))
+    local sum = 0.9 + 0.1 * (c.kv_heads - 1)
+    for layer = 1, c.layers do
+      for head = 1, c.kv_heads do
+        local part = (head == 1 and 0.9 or 0.1) / sum * c.kv_heads
+        assert.equal(8 + math.floor(16 + part * 16 + 0.5), cache:rows(layer, head))
+      end
+    end
+  end)
+
+  it("reads scores of heads as their authors publish them, and says what is wrong", function()
+    local l = policy.shape(2, 2, 100, 0, 100, 0, 100, 4, 2, 64)
+    local path = folder .. "/heads.json"
+    local function shares(text, given)
+      helper.write(path, text)
+      return pcall(maps.head_shares, given or "", given and "" or path, l, 2)
+    end
+    -- of query heads: the mean of two, squared; sums of 1, 4, 9 and 16 hundredths
+    local ok, parts = shares [[{ "0-0": [0.1, 0.1], "0-1": [0.1], "0-2": 0.2, "0-3": [0.2],
+      "1-0": [0.2, 0.4], "1-1": [0.3], "1-2": [0.0, 0.8], "1-3": [0.4] }]]
+    assert.is_true(ok, parts)
+    assert.near(9 / 30, parts[1], 1e-12)
+    assert.near(16 / 30, parts[2], 1e-12)
+    for _, case in ipairs { { "[1", "line 1" }, { "{}", "names no head" },
+      { '{ "0-0": [] }', '"0-0" is no head' }, { '{ "0-0": [-1] }', '"0-0" is no head' },
+      { '{ "x": [1] }', '"x" is no head' }, { '{ "0-1": 1 }', '"0-0" is missing' } } do
+      path = path .. "x"                                            -- a file is read once
+      local fine, message = shares(case[1])
+      assert.is_false(fine)
+      assert.truthy(message:find(case[2], 1, true), message)
+      assert.truthy(message:find(path, 1, true), message)
+    end
+    for given, said in pairs { ["1,2"] = "2 scores are not those of 2 layers of 2 KV heads",
+      ["1,x"] = "'x' is no number of 0 or more", ["0, 0"] = "all are 0",
+      ["-1"] = "'-1' is no number" } do
+      local fine, message = shares("", given)
+      assert.is_false(fine)
+      assert.truthy(message:find(said, 1, true), message)
+    end
+    local none, message = pcall(maps.head_shares, "", folder .. "/none.json", l, 1)
+    assert.is_false(none)
+    assert.matches("none.json: No such file", message)
+    assert.same({ 0.25, 0.25 }, maps.head_shares("", "", l, 1))
+  end)
+
   it("refuses heads that there are not", function()
     for heads, message in pairs { ["1-1"] = "'1%-1' is not layer:head",
       ["99:1"] = "there is no 99:1", ["1:0"] = "no 1:0" } do
@@ -404,6 +461,10 @@ describe("calibrate", function()
     assert.matches("layer:head", out)
     assert.matches("heads keep everything", out)
     assert.truthy(policy.load(folder .. "/duo_mine.lua"))
+    out = run("--heads", "--as", "headkv", "--out", folder .. "/heads_mine.lua")
+    assert.matches("policy: .*heads_mine.lua ratio=0.45", out)
+    assert.matches("^headkv%(", tostring(assert(policy.load(folder .. "/heads_mine.lua")))
+      :gsub("heads_mine", "headkv"))
   end)
 
   it("refuses arguments that cannot be meant", function()

@@ -246,6 +246,16 @@ local function changes_elsewhere(report, p, key, values, known)
   return false
 end
 
+-- Options that are texts and say nothing by default, such as the path of a file: what goes with
+-- them cannot be tried.
+local function unsaid(d)
+  local names = {}
+  for _, key in ipairs(options.sorted_keys(d.defaults)) do
+    if d.defaults[key] == "" and not d.limits[key] then names[#names + 1] = ("'%s'"):format(key) end
+  end
+  return #names > 0 and table.concat(names, " and ") or nil
+end
+
 local function check_options(report, p)
   local d, silent = p.definition, {}
   local before = answers_of(nil, p, false, nil, report.config)
@@ -275,7 +285,11 @@ local function check_options(report, p)
   local known = {}
   for _, option in ipairs(#report.problems == 0 and silent or {}) do
     if not changes_elsewhere(report, p, option.key, option.values, known) then
-      add(report.notes, "option '%s' changes no plan at any shape that was tried", option.key)
+      local without = unsaid(d)
+      if without then add(report.notes, "option '%s' was tried only without %s", option.key, without)
+      else
+        add(report.notes, "option '%s' changes no plan at any shape that was tried", option.key)
+      end
     end
   end
 end

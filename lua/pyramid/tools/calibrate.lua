@@ -704,6 +704,32 @@ return policy.named("%s", assert(policy.load("duo", { heads = heads, sinks = %d,
 ]]):format(table.concat(chosen, ","), given.name, given.sinks, given.recent)
 end
 
+---A policy file's text: `headkv`, with what lies outside of first and last rows as the scores of its
+---heads.
+---@param made pyramid.Calibration
+---@param given { name: string, about: string }
+---@return string
+function calibrate.write_headkv(made, given)
+  local _ <close> = core.plain_locale()
+  local lines = {}
+  for layer, heads in ipairs(made.outside) do
+    local words = {}
+    for head, outside in ipairs(heads) do words[head] = ("%.4f"):format(outside) end
+    lines[layer] = '  "' .. table.concat(words, ",") .. '",'
+  end
+  return comment(given.name .. ".lua: " .. given.about) .. ([[
+local policy = require "pyramid.policy"
+
+-- A line for each layer: of each KV head the attention that goes outside of sinks and recent rows.
+local scores = {
+%s
+}
+
+return policy.named("%s", assert(policy.load("headkv", { scores = table.concat(scores, ",") })),
+  "headkv, with heads scored on a model")
+]]):format(table.concat(lines, "\n"), given.name)
+end
+
 -- ---- checking -----------------------------------------------------------------------------------
 
 ---Measures policies against each other, and the full cache, on other texts than they were made
