@@ -9,7 +9,8 @@ local maps, policy, score = require "pyramid.maps", require "pyramid.policy",
 
 -- The budgets of a layer's heads. Each is rounded by itself, as the authors' are.
 local function budgets(o, l, rows)
-  local parts, last = maps.head_shares(o.scores, o.map, l, o.temperature), math.min(o.window, l.rows)
+  local parts = maps.head_shares(o.scores, o.map, l, o.temperature)
+  local last = math.min(o.window, l.rows)
   local base = rows - last
   local shared = math.floor(base / o.beta + 1e-9)
   local keep = {}

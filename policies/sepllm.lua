@@ -3,7 +3,7 @@
 -- first; what is left of the budget goes to further rows before the newest, or, without `fill`, as
 -- published, to none. In generation likewise, whenever a head holds `slack` rows more than the
 -- budget. Separators are told by the model's tokenizer; `ids` lists others, "11,13,198". (The
--- authors' masks hide other rows from the prompt's own queries, too; here the prompt is read whole.)
+-- authors' masks hide other rows from the prompt's own queries, too; here it is read whole.)
 local policy, score = require "pyramid.policy", require "pyramid.score"
 
 local function separators(o)

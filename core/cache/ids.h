@@ -28,8 +28,9 @@ typedef struct pyr_ids {
   int32_t number;          /* … of the policy's table */
 } pyr_ids;
 
-/* Says that the n tokens from position `at` on, behind which there are none, are `tokens`, or (NULL)
- * that they are none. *ids: NULL at first. PYR_MEMORY, and what was known before is as it was. */
+/* Says that the n tokens from position `at` on, behind which there are none, are `tokens`, or
+ * (NULL) that they are none. *ids: NULL at first. PYR_MEMORY, and what was known before is as it
+ * was. */
 pyr_status pyr_ids_put(pyr_pool *pool, pyr_ids **ids, int64_t at, const int32_t *tokens,
                        int64_t n);
 /* What is known of the first n positions; NULL of none. PYR_MEMORY. */
@@ -38,8 +39,8 @@ void pyr_ids_free(pyr_pool *pool, pyr_ids *ids);       /* NULL is legal */
 /* Whether the first n tokens are known, all of them. */
 bool pyr_ids_whole(const pyr_ids *ids, int64_t n);
 /* out[i] = values[id of positions[i]], backend memory both; 0 where there is no id, or values, host
- * memory of `count` numbers, have none of it. `number` is the policy's for them: what was sent by it
- * once is not sent again. PYR_MEMORY, PYR_DEVICE. */
+ * memory of `count` numbers, have none of it. `number` is the policy's for them: what was sent by
+ * it once is not sent again. PYR_MEMORY, PYR_DEVICE. */
 pyr_status pyr_ids_look_up(pyr_pool *pool, pyr_ids *ids, float *out, const int32_t *positions,
                            int64_t n, int32_t number, const float *values, int64_t count);
 

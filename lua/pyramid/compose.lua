@@ -7,10 +7,12 @@
 ---   policy.from("pyramidinfer", 3) layers 1 and 2 keep everything
 ---   policy.demote("h2o", "warm") losers go down a tier of the cache
 ---   policy.endless("h2o") keys are placed anew after each cut, for texts without end
+---   policy.by_task("snapkv", { code = { ratio = 0.7 } }) another share for a prompt that is code
 ---   policy.named("mine", policy.from(policy.compose { … }, 3))
 local core = require "pyramid.core"
 local options = require "pyramid.options"
 local policy = require "pyramid.policy"
+local score = require "pyramid.score"
 
 local compose = {}
 
@@ -326,6 +328,138 @@ function compose.demote(p, to, given)
     end
   end
   d.name = ("demote(%s)"):format(p.name)
+  return policy.define(d)
+end
+
+-- ---- by what the prompt is ----------------------------------------------------------------------
+
+-- A prompt is what its tokens are: digits count for arithmetic, separators and symbols for code,
+-- and of prose there are few of either. Of the judged rows, one and a half times the share of
+-- digits, less the share of separators and symbols:
+--
+--     code                 prose                  arithmetic
+--   -1 ........... -0.26 ............... 0.04 ................. 1.5
+local LEANING = { digits = 1.5, separators = -1, symbols = -1 }
+local CODE, ARITHMETIC = -0.26, 0.04
+local TASKS = { "code", "prose", "arithmetic" }            -- from low to high
+
+local same_fields = { "share", "prune", "rotate", "mass", "weight", "merge", "losers", "read" }
+
+local function refuse_tasks(what) error("policy.by_task: " .. what, 0) end
+
+-- What the plans of all tasks have in common, and whether they count rows or rank by a threshold.
+local function common_plan(plans, l)
+  local first = plans[1]
+  local function number(x) return x or 0 end
+  for _, plan in ipairs(plans) do
+    for _, field in ipairs(same_fields) do
+      if plan[field] ~= first[field] and type(plan[field]) ~= "table" then
+        refuse_tasks(("options change %s: only keep and above may differ"):format(field))
+      end
+    end
+    local a, b = plan.guard or {}, first.guard or {}
+    if number(a.first) ~= number(b.first) or number(a.last) ~= number(b.last) then
+      refuse_tasks "options change guards: only keep and above may differ"
+    end
+    if (plan.score or score.position()) ~= (first.score or score.position()) then
+      refuse_tasks "options change the score: only keep and above may differ"
+    end
+    if (plan.above == nil) ~= (first.above == nil) then
+      refuse_tasks "one task counts rows, another has a threshold"
+    end
+    if type(plan.keep) == "table" then refuse_tasks "keep is a list of heads" end
+  end
+  if first.mass or first.weight or first.share == "pool" or first.share == "model" then
+    refuse_tasks 'rows of heads compete: share must be "layer" or "head", without mass and weight'
+  end
+  local guard = first.guard or {}
+  return first, math.max(1, l.rows - number(guard.first) - number(guard.last))
+end
+
+-- a for code, b for prose, c for arithmetic: one number for all judged rows.
+local function by_leaning(judged, a, b, c)
+  local leaning = score.tokens(LEANING):sum()
+  return a + (b - a) * leaning:above(CODE * judged) + (c - b) * leaning:above(ARITHMETIC * judged)
+end
+
+-- One plan that does what the plan of the prompt's task says. Where rows are counted, a row's rank
+-- is told by how many of the tops it is in; of 3, 5 and 9 rows those of the fifth rank are in two:
+--
+--     rank        1 2 3   4 5   6 .. 9   10 ..
+--     in          3       2     1        0       stays under "5 rows" if in 2 or more
+local function joined(plans, l)
+  local plan, judged = common_plan(plans, l)
+  local made, ranks = copy(plan), plan.score or score.position()
+  local counts, floor = {}, judged
+  for i, each in ipairs(plans) do
+    local keep = each.above and each.above or (each.keep or l.rows) - (l.rows - judged)
+    counts[i] = each.above and keep or math.max(0, math.min(judged, keep))
+    floor = math.min(floor, counts[i])
+    made.keep = math.max(made.keep or l.rows, each.keep or l.rows)
+  end
+  if plan.above then
+    made.above, made.score = 0, ranks - by_leaning(judged, table.unpack(counts))
+    return made
+  end
+  local sorted, seen, within, needed = { table.unpack(counts) }, {}, nil, {}
+  table.sort(sorted)
+  for _, count in ipairs(sorted) do
+    if not seen[count] then
+      local top = ranks:top(count)
+      within, seen[count] = within and within + top or top, true
+    end
+  end
+  if counts[1] == counts[2] and counts[2] == counts[3] then return plan end
+  for i, count in ipairs(counts) do
+    needed[i] = 0                                 -- tops that hold a row of this rank
+    for other in pairs(seen) do needed[i] = needed[i] + (other >= count and 1 or 0) end
+  end
+  made.above, made.least = 0, 1
+  made.score = within - (by_leaning(judged, table.unpack(needed)) - 0.5)
+  return made
+end
+
+---A policy that picks options by what a prompt is: code, arithmetic or prose, told by its tokens.
+---Of the judged rows, 1.5 times the share of tokens that are digits, less the share of separators
+---and symbols: code up to -0.26, arithmetic above 0.04, prose between. It is a sum on the device,
+---for which nothing waits, and its plans name the most that any task keeps. Prompts only: while
+---text is generated the policy's own options hold. Options may change how many rows stay (`ratio`, `rows`)
+---or a threshold (`above`), and nothing else of a plan. A model without a tokenizer reads prose.
+---@param p pyramid.PolicyLike
+---@param tasks { code?: table, arithmetic?: table, prose?: table }  options; else the policy's own
+---@return pyramid.Policy
+function compose.by_task(p, tasks)
+  local _ <close> = core.plain_locale()
+  p = part("policy.by_task", p)
+  tasks = options.check("policy.by_task", tasks, { code = "table", arithmetic = "table",
+    prose = "table" })
+  local d, given, said = like(p), {}, {}
+  if not d.prefill then error(("policy.by_task: %s has no plan of a prompt"):format(p.name), 2) end
+  for i, task in ipairs(TASKS) do
+    given[i] = copy(tasks[task])
+    local ok, changed = pcall(p.with, p, given[i])
+    if not ok then error(("policy.by_task: %s: %s"):format(task, tostring(changed)), 2) end
+    if tasks[task] then said[#said + 1] = task end
+  end
+  local whole, prefill = policy.define(like(p)), d.prefill
+  local own = {}
+  for i = 1, #TASKS do
+    own[i] = remembering(function(o)
+      local all = copy(o)
+      all.preset = nil
+      if all.target then all.target = 0.0 end
+      return whole:with(all):with(given[i]).in_force
+    end, function() return i end)
+  end
+  function d.prefill(o, l)
+    local plans = {}
+    for i = 1, #TASKS do
+      plans[i] = prefill(own[i](o, l), l)
+      if not plans[i] then return nil end
+    end
+    return joined(plans, l)
+  end
+  d.name = ("by_task(%s; %s)"):format(p.name, table.concat(said, ", "))
   return policy.define(d)
 end
 

@@ -420,36 +420,41 @@ local token_scores = {}
 ---not (SepLLM, arXiv 2412.12094); "digits": digits alone, with spaces around; "specials": what the
 ---model was given beside text, such as <s>; "symbols": no letter, digit, separator or special among
 ---it, as brackets and operators are. Rows read as embeddings are of no class, nor is any row of a
----model without a tokenizer. Cheap, in decode, too.
----@param which (integer|"separators"|"digits"|"specials"|"symbols")[]|string
+---model without a tokenizer. `{ digits = 1, separators = -0.5 }`: other numbers than 1, by class.
+---Cheap, in decode, too.
+---@param which (integer|"separators"|"digits"|"specials"|"symbols")[]|table<string, number>|string
 ---@return pyramid.Score
 function score.tokens(which)
   local _ <close> = core.plain_locale()
-  local given, classes, ids, seen = type(which) == "table" and which or { which }, {}, {}, {}
-  for key, value in pairs(given) do
-    local id = options.whole(value)
-    if not whole(key, 1, #given) then
-      error(("score.tokens: '%s' is no place of a sequence"):format(tostring(key)), 2)
-    elseif type(value) == "string" then
-      choice("score.tokens", "a class", value, token_classes.known)
-    elseif not whole(id, 0, (1 << 20) - 1) then
+  local weights, classes, ids = {}, {}, {}
+  for key, value in pairs(type(which) == "table" and which or { which }) do
+    local weight, one = 1, value
+    if type(key) == "string" then one, weight = key, value end
+    if type(one) == "string" then choice("score.tokens", "a class", one, token_classes.known)
+    else one = options.whole(one) end
+    if type(one) ~= "string" and not whole(one, 0, (1 << 20) - 1) then
       error(("score.tokens: an id below 2^20 or a class is wanted, not %s"):format(tostring(value)),
         2)
     end
-    local one = type(value) == "string" and value or id
-    local list = type(value) == "string" and classes or ids
-    if not seen[one] then list[#list + 1] = one end
-    seen[one] = true
+    if not finite(weight) then
+      error(("score.tokens: %s counts a finite number, not %s"):format(one, tostring(weight)), 2)
+    end
+    if not weights[one] then table.insert(type(one) == "string" and classes or ids, one) end
+    weights[one] = weight
   end
   table.sort(classes)
   table.sort(ids)
-  local said = table.concat(table.move(ids, 1, #ids, #classes + 1, { table.unpack(classes) }), ", ")
-  if said == "" then error("score.tokens: which? (ids, or classes of them)", 2) end
-  if not token_scores[said] then
-    local set = setmetatable({ classes = classes, ids = ids, key = said }, TokenSet)
-    token_scores[said] = refer("tokens#%d{" .. said .. "}", "", "tokens", 0, set)
+  local said = {}
+  for i, one in ipairs(table.move(ids, 1, #ids, #classes + 1, classes)) do
+    said[i] = weights[one] == 1 and tostring(one) or ("%s=%.9g"):format(one, weights[one])
   end
-  return token_scores[said]
+  local text = table.concat(said, ", ")
+  if text == "" then error("score.tokens: which? (ids, or classes of them)", 2) end
+  if not token_scores[text] then
+    local set = setmetatable({ weights = weights, key = text }, TokenSet)
+    token_scores[text] = refer("tokens#%d{" .. text .. "}", "", "tokens", 0, set)
+  end
+  return token_scores[text]
 end
 
 ---What another cache's rows say of the same positions: the mean over its layers and heads, or of

@@ -1,11 +1,11 @@
 --- Classes of a vocabulary's tokens, for score.tokens: which ids are separators, digits, special
 --- tokens, symbols. Only what a token reads as decides, and no list of any one model.
 ---
----   separators   one of . , ? ! ; : or white space alone, spaces around it or not: ".", " ,", "\n\n"
+---   separators   one of . , ? ! ; : or white space alone, spaces around or not: ".", " ,", "\n\n"
 ---   digits       digits alone, spaces around: "7", " 2024"
 ---   specials     what the tokenizer calls special
----   symbols      bytes of ASCII, of which none is a letter, a digit or white space: "){", " ==", but
----                not ".", which is a separator
+---   symbols      bytes of ASCII, of which none is a letter, a digit or white space: "){", " ==",
+---                but not ".", which is a separator
 local core = require "pyramid.core"
 
 local token_classes = {}
@@ -51,28 +51,29 @@ end
 local vectors = setmetatable({}, { __mode = "k" })     -- by tokenizer: by the set's key
 local without = {}                                     -- stands for no tokenizer
 
-local function vector_of(set, classes)
-  local list, wanted, last = {}, {}, 0
-  for _, class in ipairs(set.classes) do wanted[class] = true end
+local function vector_of(weights, classes)
+  local list, last = {}, 0
   for id, class in pairs(classes) do
-    if wanted[class] then list[id + 1], last = 1, math.max(last, id) end
+    if weights[class] then list[id + 1], last = weights[class], math.max(last, id) end
   end
-  for _, id in ipairs(set.ids) do list[id + 1], last = 1, math.max(last, id) end
+  for id, weight in pairs(weights) do
+    if type(id) == "number" then list[id + 1], last = weight, math.max(last, id) end
+  end
   for i = 1, last + 1 do list[i] = list[i] or 0 end
   return core.vector(list)
 end
 
----A function that makes a vector of what score.tokens says, with 1 for each id of the set and 0 for
----others. Without a tokenizer no id is of a class.
+---A function that makes a vector of what score.tokens says: a number for each id, 0 for those that
+---it does not name. Without a tokenizer no id is of a class.
 ---@param tokenizer? pyramid.Tokenizer
----@return fun(set: { classes: string[], ids: integer[], key: string }): pyramid.Vector
+---@return fun(set: { weights: table<string|integer, number>, key: string }): pyramid.Vector
 function token_classes.reader(tokenizer)
   local of = tokenizer or without
   vectors[of] = vectors[of] or {}
   return function(set)
     if not vectors[of][set.key] then
-      local classes = tokenizer and #set.classes > 0 and token_classes.of(tokenizer) or {}
-      vectors[of][set.key] = vector_of(set, classes)
+      local classes = tokenizer and token_classes.of(tokenizer) or {}
+      vectors[of][set.key] = vector_of(set.weights, classes)
     end
     return vectors[of][set.key]
   end

@@ -3,6 +3,7 @@
 local helper = require "spec.helper"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
+local score = require "pyramid.score"
 local testing = require "pyramid.testing"
 
 local config = { layers = 6, heads = 4, kv_heads = 2, head_dim = 16 }
@@ -120,7 +121,7 @@ describe("policy.from", function()
     local p = policy.from("snapkv", 3)
     assert.same({ 1000, 1000, 500, 500, 500, 500 }, rows_of(p, 1000))
     assert.same({ 1000, 1000, 1000, 1000, 500, 500 }, rows_of(p:with { from = 5 }, 1000))
-    assert.equal("snapkv(from=3, heads=mean, kernel=7, pool=max, ratio=0.5, rows=0, target=0.0, "
+    assert.equal("snapkv(every=0, from=3, heads=mean, kernel=7, pool=max, ratio=0.5, rows=0, target=0.0, "
       .. "window=32)", tostring(p))
     local run = testing.run(policy.from(policy.load("h2o", { rows = 10 }), 2),
       { prompt = 30, steps = 5, layers = 3 })
@@ -201,5 +202,101 @@ describe("composed policies", function()
     for i = 1, 20 do assert(cache:step(i)) end
     assert.equal(120, cache:rows(1))
     for layer = 2, model.config.layers do assert.is_true(cache:rows(layer) <= 45) end
+  end)
+end)
+
+describe("policy.by_task", function()
+  local texts = {
+    code = ("for (i = 0; i < n; i++) { if (a[i] == b[i]) { return f(x[i], y); } }\n"):rep(6),
+    arithmetic = ("17 plus 2948 is 2965 and 40821 less 1999 is 38822 so 77 by 312 is 24024\n"):rep(4),
+    prose = ("Once there was a baker who lived by the river and sold bread to the old men\n"):rep(6),
+  }
+  local model
+  setup(function() model = assert(pyramid.model("models/tiny", { threads = 1 })) end)
+  teardown(function() model:close() end)
+
+  local function kept(p, ids)
+    local cache <close> = assert(model:cache { policy = p, dtype = "f32" })
+    assert(cache:prefill(ids))
+    for i = 1, 20 do assert(cache:step(i)) end
+    local out = {}
+    for layer = 1, model.config.layers do
+      for head = 1, model.config.kv_heads do
+        out[#out + 1] = table.concat(cache:positions(layer, head), " ")
+      end
+    end
+    return out
+  end
+
+  it("keeps of a prompt what the policy keeps under its task's options", function()
+    local snapkv = assert(policy.load("snapkv", { window = 8 }))
+    local keydiff = assert(policy.load("keydiff", { sinks = 2, recent = 3, slack = 1000 }))
+    local above = policy { name = "above", defaults = { above = 0.0 },
+      prefill = function(o)
+        return { above = o.above, guard = { first = 2, last = 3 }, share = "head",
+          score = -score.key_similarity() }
+      end }
+    for _, case in ipairs { { snapkv, { code = { ratio = 0.7 }, arithmetic = { ratio = 0.9 },
+      prose = { ratio = 0.3 } } }, { snapkv, { code = { rows = 30 } } },
+      { keydiff, { arithmetic = { ratio = 0.2 }, prose = { ratio = 0.8 } } },
+      { keydiff, { code = { ratio = 0.5 }, prose = { ratio = 0.5 } } },
+      { above, { code = { above = -0.5 }, prose = { above = -0.7 } } } } do
+      local by_task = policy.by_task(case[1], case[2])
+      for task, text in pairs(texts) do
+        local ids = helper.slice(assert(model:encode(text)), 1, 120)
+        assert.is_true(#ids >= 60)
+        local want = case[1]:with(case[2][task] or {})
+        assert.same(kept(want, ids), kept(by_task, ids), task)
+      end
+    end
+  end)
+
+  it("is told by the tokens, in the simulation as well", function()
+    local p = policy.by_task(policy.load("keydiff", { rows = 10 }), { code = { rows = 20 },
+      arithmetic = { rows = 30 } })
+    local function rows(class, part)
+      local run = testing.run(p, { prompt = 100, layers = 1, heads = 1, tokens = function(position)
+        return position % 100 < 100 * part and class or nil
+      end })
+      return #run[1][1]
+    end
+    assert.equal(20, rows("symbols", 0.6))
+    assert.equal(20, rows("separators", 0.6))
+    assert.equal(10, rows("separators", 0.2))
+    assert.equal(10, rows("digits", 0.02))
+    assert.equal(30, rows("digits", 0.2))
+  end)
+
+  it("forecasts the most, is sound, and says what it cannot do", function()
+    local p = policy.by_task("snapkv", { code = { ratio = 0.7 }, prose = { ratio = 0.2 } })
+    assert.equal("by_task(snapkv; code, prose)", p.name)
+    assert(testing.check(p))
+    local layer = policy.forecast(p, { layers = 2, heads = 4, kv_heads = 2, head_dim = 8 }, 1000)[1]
+    assert.equal(700, layer.rows)
+    assert.is_true(layer.most)
+    for said, make in pairs {
+      ["rows of heads compete"] = function()
+        return policy.by_task("adakv", { code = { ratio = 1 } })
+      end,
+      ["options change the score"] = function()
+        return policy.by_task("snapkv", { code = { kernel = 3 } })
+      end,
+      ["options change guards"] = function()
+        return policy.by_task("keydiff", { code = { recent = 9 } })
+      end,
+      ["keep is a list"] = function()
+        return policy.by_task("headkv", { code = { ratio = 0.9 } })
+      end,
+    } do
+      local cache <close> = assert(model:cache { policy = make() })
+      local ids = helper.slice(assert(model:encode(texts.prose)), 1, 80)
+      local ok, message, code = cache:prefill(ids)
+      assert.is_nil(ok)
+      assert.equal("policy", code)
+      assert.truthy(message:find(said, 1, true), message)
+    end
+    assert.error_matches(function() policy.by_task("snapkv", { poems = {} }) end, "unknown option")
+    assert.error_matches(function() policy.by_task("snapkv", { code = { rato = 1 } }) end, "code: ")
+    assert.error_matches(function() policy.by_task("full", {}) end, "no plan of a prompt")
   end)
 end)

@@ -46,7 +46,9 @@ end
 
 describe("policy.scorer", function()
   it("cuts by a window of last queries, in a prompt and every so many tokens", function()
-    local function looks(o, queries) return score.attention { queries = queries, heads = o.heads } end
+    local function looks(o, queries)
+      return score.attention { queries = queries, heads = o.heads }
+    end
     local got = policy.scorer { name = "windowed", defaults = { window = 8, heads = "mean" },
       looks = looks, score = function(_, _, _, seen) return seen * 2 end,
       each = function(_, l, rows)

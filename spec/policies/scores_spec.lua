@@ -39,9 +39,12 @@ describe("scores", function()
     assert.matches("^tokens#%d+{digits, separators, 3, 7}$", tostring(s))
     assert.is_true(s == score.tokens { 3, 7, "separators", "digits" })
     assert.is_true(score.tokens "digits" ~= score.tokens "separators")
+    assert.matches("^tokens#%d+{digits=%-0.5, specials, 4}$",
+      tostring(score.tokens { 4, digits = -0.5, specials = 1 }))
     for said, given in pairs { ["an id below 2^20"] = { -1 }, ["below 2^20"] = { 1 << 20 },
       ["one of digits, separators, specials, symbols"] = "words", ["which?"] = {},
-      ["no place of a sequence"] = { a = 1 }, ["a class is wanted"] = { 1.5 } } do
+      ["a class must be one of"] = { a = 1 }, ["a class is wanted"] = { 1.5 },
+      ["digits counts a finite number, not inf"] = { digits = math.huge } } do
       assert.error_matches(function() score.tokens(given) end, said, 1, true)
     end
   end)

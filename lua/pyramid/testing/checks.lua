@@ -286,7 +286,8 @@ local function check_options(report, p)
   for _, option in ipairs(#report.problems == 0 and silent or {}) do
     if not changes_elsewhere(report, p, option.key, option.values, known) then
       local without = unsaid(d)
-      if without then add(report.notes, "option '%s' was tried only without %s", option.key, without)
+      if without then
+        add(report.notes, "option '%s' was tried only without %s", option.key, without)
       else
         add(report.notes, "option '%s' changes no plan at any shape that was tried", option.key)
       end

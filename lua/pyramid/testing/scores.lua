@@ -262,10 +262,8 @@ end
 
 -- A made-up token is an id or the name of a class.
 local function among(group, op)
-  local set, of = group.objects[op.n], {}
-  for _, class in ipairs(set.classes) do of[class] = true end
-  for _, id in ipairs(set.ids) do of[id] = true end
-  return each(group.rows, function(p) return of[group.tokens(p) or false] and 1.0 or 0.0 end)
+  local weights = group.objects[op.n].weights
+  return each(group.rows, function(p) return weights[group.tokens(p) or false] or 0.0 end)
 end
 
 local function from_table(group, op)

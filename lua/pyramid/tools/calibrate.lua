@@ -704,8 +704,8 @@ return policy.named("%s", assert(policy.load("duo", { heads = heads, sinks = %d,
 ]]):format(table.concat(chosen, ","), given.name, given.sinks, given.recent)
 end
 
----A policy file's text: `headkv`, with what lies outside of first and last rows as the scores of its
----heads.
+---A policy file's text: `headkv`, with what lies outside of first and last rows as the scores of
+---its heads.
 ---@param made pyramid.Calibration
 ---@param given { name: string, about: string }
 ---@return string
