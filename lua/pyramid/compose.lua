@@ -423,8 +423,9 @@ end
 ---Of the judged rows, 1.5 times the share of tokens that are digits, less the share of separators
 ---and symbols: code up to -0.26, arithmetic above 0.04, prose between. It is a sum on the device,
 ---for which nothing waits, and its plans name the most that any task keeps. Prompts only: while
----text is generated the policy's own options hold. Options may change how many rows stay (`ratio`, `rows`)
----or a threshold (`above`), and nothing else of a plan. A model without a tokenizer reads prose.
+---text is generated the policy's own options hold. Options may change how many rows stay (`ratio`,
+---`rows`) or a threshold (`above`), and nothing else of a plan. A model without a tokenizer reads
+---prose.
 ---@param p pyramid.PolicyLike
 ---@param tasks { code?: table, arithmetic?: table, prose?: table }  options; else the policy's own
 ---@return pyramid.Policy
