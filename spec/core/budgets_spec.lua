@@ -115,8 +115,8 @@ end)
 describe("policy.compose", function()
   it("says so where a part has nothing to give, and where nothing evicts", function()
     local wrong = {
-      ["decode: snapkv evicts when a prompt is read only"] = { prefill = "streaming",
-        decode = "snapkv" },
+      ["decode: finch evicts when a prompt is read only"] = { prefill = "streaming",
+        decode = "finch" },
       ["prefill: late evicts while text is generated only"] = { prefill = { name = "late",
         trigger = function() end,
         decode = function() end }, decode = "h2o" },
