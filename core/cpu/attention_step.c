@@ -40,8 +40,8 @@ typedef struct step_scratch {
   float *p, *alpha;        /* [group][PYR_KV_BLOCK], [group]: see pyr_kv_block */
   float *framed;           /* [group][dims] q in the frame, */
   float *shift;            /* [group] … and its product with the centre of keys */
-  float *packed;           /* the part of a segment's packed pages; and their p and alpha */
-  float *packed_p, *packed_alpha;
+  float *packed;           /* the part of a segment's packed pages; and p and alpha of the page */
+  float *packed_p[2], *packed_alpha[2];   /* … that is scored, and of that whose values wait */
   float *scores;           /* [group][ld] of a lane that is tracked */
   float *parts;            /* what segments leave, if one task walks them all */
   int64_t dims, ld;
@@ -59,8 +59,10 @@ static step_scratch step_scratch_of(pyr_arena *arena, int32_t group, int32_t hea
   s.framed = pyr_arena_take(arena, group * s.dims, sizeof(float));
   s.shift = pyr_arena_take(arena, group, sizeof(float));
   s.packed = pyr_arena_take(arena, pyr_cpu_part_size(group, s.dims), sizeof(float));
-  s.packed_p = pyr_arena_take(arena, group * PYR_KV_BLOCK, sizeof(float));
-  s.packed_alpha = pyr_arena_take(arena, group, sizeof(float));
+  for (int i = 0; i < 2; i++) {
+    s.packed_p[i] = pyr_arena_take(arena, group * PYR_KV_BLOCK, sizeof(float));
+    s.packed_alpha[i] = pyr_arena_take(arena, group, sizeof(float));
+  }
   s.scores = pyr_arena_take(arena, group * s.ld, sizeof(float));
   s.parts = pyr_arena_take(arena, pyr_cpu_segments_max(rows) * pyr_cpu_part_size(group, s.dims),
                            sizeof(float));
@@ -140,28 +142,57 @@ static const void *page_after(const pyr_stretch *now, int64_t row, size_t skip) 
       ? (const uint8_t *)now->lane->pages[row / PYR_PAGE_ROWS] + skip : NULL;
 }
 
-/* A packed page: its keys are scored, and then its values mixed in. The kernels read rows where
- * they lie, but where quarters do not fill vectors. */
-static void attend_packed(const pyr_attend *t, const step_scratch *s, pyr_kv_block *block,
-                          const pyr_stretch *now, int64_t row, int64_t run) {
+/* Whether the kernels read packed rows where they lie: where quarters fill their vectors. */
+static bool in_bits(const pyr_attend *t, const step_scratch *s, pyr_bits bits) {
+  return bits != PYR_BITS_PLAIN && s->dims == t->layout.head_dim
+      && s->dims % (PYR_QUARTERS * t->k->lanes) == 0;
+}
+
+/* A plane of a packed page: keys are scored, values mixed in. The kernels read rows where they lie,
+ * or from scratch. */
+static void attend_plane(const pyr_attend *t, const step_scratch *s, const pyr_kv_block *block,
+                         const pyr_stretch *now, int64_t row, int64_t run, pyr_plane plane) {
   pyr_piece none = { 0 };
-  bool fits = s->dims == t->layout.head_dim && s->dims % (PYR_QUARTERS * t->k->lanes) == 0;
-  for (int what = PYR_PLANE_K; what <= PYR_PLANE_V; what++) {
-    pyr_plane plane = (pyr_plane)what;
-    pyr_bits bits = pyr_plane_bits(t->layout, true, plane);
-    size_t skip = t->packed[plane].at, bytes = t->packed[plane].bytes;
-    const uint8_t *at = (const uint8_t *)now->lane->pages[row / PYR_PAGE_ROWS] + skip
-        + (size_t)(row % PYR_PAGE_ROWS) * bytes;
-    bool in_bits = fits && bits != PYR_BITS_PLAIN;
-    pyr_piece piece = in_bits
-        ? (pyr_piece){ at, page_after(now, row + run, skip), bytes, (int)run }
-        : unpacked(t, s, at, bytes, run, plane);
-    const uint8_t *quarters = pyr_bits_quarters(bits, plane == PYR_PLANE_V);
-    if (plane == PYR_PLANE_K && in_bits) t->k->score_bits(block, &piece, quarters);
-    else if (plane == PYR_PLANE_K) t->k->kv_block(block, &piece, &none, PYR_F32);
-    else if (in_bits) t->k->mix_bits(block, &piece, quarters);
-    else t->k->kv_block(block, &none, &piece, PYR_F32);
+  pyr_bits bits = pyr_plane_bits(t->layout, true, plane);
+  size_t skip = t->packed[plane].at, bytes = t->packed[plane].bytes;
+  const uint8_t *at = (const uint8_t *)now->lane->pages[row / PYR_PAGE_ROWS] + skip
+      + (size_t)(row % PYR_PAGE_ROWS) * bytes;
+  const uint8_t *quarters = pyr_bits_quarters(bits, plane == PYR_PLANE_V);
+  if (!in_bits(t, s, bits)) {
+    pyr_piece piece = unpacked(t, s, at, bytes, run, plane);
+    t->k->kv_block(block, plane == PYR_PLANE_K ? &piece : &none,
+                   plane == PYR_PLANE_K ? &none : &piece, PYR_F32);
+    return;
   }
+  pyr_piece piece = { at, page_after(now, row + run, skip), bytes, (int)run };
+  if (plane == PYR_PLANE_K) t->k->score_bits(block, &piece, quarters);
+  else t->k->mix_bits(block, &piece, quarters[0]);
+}
+
+/* Packed pages of a segment. A page's values are mixed in when the next one has been scored, whose
+ * softmax then need not be waited for:
+ *
+ *     K0    K1 V0    K2 V1    V2              p and alpha of two pages, in turns
+ *
+ * `block` has those of the page that is scored next, `waits` the other's; rows 0: none waits. */
+typedef struct packed_pages {
+  pyr_kv_block block, waits;
+  int64_t row, rows;
+} packed_pages;
+
+static void mix_waiting(const pyr_attend *t, const step_scratch *s, packed_pages *p,
+                        const pyr_stretch *now) {
+  if (p->rows > 0) attend_plane(t, s, &p->waits, now, p->row, p->rows, PYR_PLANE_V);
+  p->rows = 0;
+}
+
+static void attend_packed(const pyr_attend *t, const step_scratch *s, packed_pages *p,
+                          const pyr_stretch *now, int64_t row, int64_t run) {
+  attend_plane(t, s, &p->block, now, row, run, PYR_PLANE_K);
+  mix_waiting(t, s, p, now);
+  float *free_p = p->waits.p, *free_alpha = p->waits.alpha;
+  p->waits = p->block, p->row = row, p->rows = run;
+  p->block.p = free_p, p->block.alpha = free_alpha;
 }
 
 /* What packed pages left joins what plain ones did, as segments are joined; and out comes back from
@@ -171,13 +202,15 @@ static void attend_packed(const pyr_attend *t, const step_scratch *s, pyr_kv_blo
  * is. Where no packed page was seen its m is -inf, its l 0, and nothing is added; where no plain
  * one was, alpha is 0 the same way. If neither was, both m are -inf, alpha and beta 1, and all sums
  * stay 0. */
-static void join_packed(const pyr_attend *t, const pyr_kv_block *to, const pyr_kv_block *from,
-                        const pyr_frame *frame) {
+static void join_packed(const pyr_attend *t, const step_scratch *s, const pyr_kv_block *to,
+                        const pyr_kv_block *from, const pyr_frame *frame) {
   bool framed = t->layout.v != PYR_BITS_PLAIN;
+  const uint8_t *quarters = pyr_bits_quarters(t->layout.v, true);
   for (int h = 0; h < to->heads; h++) {
     float m = fmaxf(to->m[h], from->m[h]), out[PYR_BITS_DIMS], *mixed = from->out + h * from->dims;
     float alpha = to->m[h] == m ? 1 : expf(to->m[h] - m),
         beta = from->m[h] == m ? 1 : expf(from->m[h] - m);
+    if (in_bits(t, s, t->layout.v)) t->k->order_bits(mixed, from->dims, quarters, true);
     if (framed) pyr_frame_output(out, frame, mixed, from->l[h]);
     else memcpy(out, mixed, (size_t)t->layout.head_dim * sizeof *out);
     for (int32_t i = 0; i < t->layout.head_dim; i++)
@@ -201,23 +234,26 @@ static void attend_segment(const pyr_attend *t, const pyr_attend_unit *u, const 
   pyr_kv_block block = { .q = s->q, .m = part, .l = part + group,
                         .out = part + pyr_cpu_part_outs(group), .p = s->p, .alpha = s->alpha,
                         .ld = s->ld, .heads = group, .dims = (int)s->dims,
-                        .bend = pyr_cpu_bends(a) ? &bend : NULL }, packed = block;
-  packed.m = s->packed, packed.l = s->packed + group;
-  packed.out = s->packed + pyr_cpu_part_outs(group);
-  packed.p = s->packed_p, packed.alpha = s->packed_alpha;
-  if (t->layout.k != PYR_BITS_PLAIN) packed.q = s->framed, packed.shift = s->shift;
+                        .bend = pyr_cpu_bends(a) ? &bend : NULL };
+  packed_pages packed = { .block = block };
+  packed.block.m = s->packed, packed.block.l = s->packed + group;
+  packed.block.out = s->packed + pyr_cpu_part_outs(group);
+  packed.block.p = s->packed_p[0], packed.block.alpha = s->packed_alpha[0];
+  if (t->layout.k != PYR_BITS_PLAIN) packed.block.q = s->framed, packed.block.shift = s->shift;
+  packed.waits = packed.block;
+  packed.waits.p = s->packed_p[1], packed.waits.alpha = s->packed_alpha[1];
   bool packs = now->lane->packed != NULL;
   /* A page's keys are scored in one call, its values mixed in the next, beside the keys of the page
    * after it:  call 0: K0;  call 1: K1, V0;  call 2: K2, V1;  last: V2. */
   pyr_piece scored = { 0 }, mixed = { 0 };
   begin_part(&block);
-  if (packs) begin_part(&packed);
+  if (packs) begin_part(&packed.block);
   pyr_dtype dtype = in_place(t, s) ? t->layout.dtype : PYR_F32;
   for (int64_t row = now->rows.low, run; row < now->rows.high; row += run) {
     run = pyr_cpu_run_in_page(row, now->rows.high - row);
     for (int64_t j = 0; a->slopes && j < run; j++)
       apart[j] = now->lane->positions[row + j] - a->q_pos[0];
-    block.scores = packed.scores = scores ? scores + (row - now->rows.low) : NULL;
+    block.scores = packed.block.scores = scores ? scores + (row - now->rows.low) : NULL;
     if (pyr_cpu_is_packed(now->lane, row)) {
       /* values that wait as f32 would be overwritten */
       scored.count = 0;
@@ -232,7 +268,8 @@ static void attend_segment(const pyr_attend *t, const pyr_attend_unit *u, const 
   }
   scored.count = 0;
   t->k->kv_block(&block, &scored, &mixed, dtype);
-  if (packs) join_packed(t, &block, &packed, now->lane->frame);
+  mix_waiting(t, s, &packed, now);
+  if (packs) join_packed(t, s, &block, &packed.block, now->lane->frame);
 }
 
 /* ---- joining them ---------------------------------------------------------------------------- */
@@ -339,6 +376,9 @@ void pyr_cpu_attend_step(const pyr_attend *t, pyr_attend_unit *u, int64_t task, 
     if (frame && frame->learned && t->layout.k != PYR_BITS_PLAIN) {
       memset(s.framed + h * s.dims, 0, (size_t)s.dims * sizeof(float));
       s.shift[h] = pyr_frame_query(s.framed + h * s.dims, frame, s.q + h * s.dims);
+      if (in_bits(t, &s, t->layout.k))
+        t->k->order_bits(s.framed + h * s.dims, (int)s.dims, pyr_bits_quarters(t->layout.k, false),
+                         false);
     }
   }
   /* the threads take tasks in turn, about */

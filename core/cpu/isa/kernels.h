@@ -238,10 +238,13 @@ typedef struct pyr_kernels {
   void (*kv_block)(const pyr_kv_block *s, const pyr_piece *scored, const pyr_piece *mixed,
                  pyr_dtype dtype);
   /* The same of packed rows (base/rowbits.h), in two calls: the first scores them, the second, with
-   * the same rows, mixes their values in. `bits` of each quarter; dims are not padded, and a
-   * multiple of 4 * `lanes`. */
+   * the same rows, mixes their values in. `bits` of each quarter of keys, and of all values; dims
+   * are not padded, and a multiple of 4 * `lanes`. */
   void (*score_bits)(const pyr_kv_block *s, const pyr_piece *scored, const uint8_t *bits);
-  void (*mix_bits)(const pyr_kv_block *s, const pyr_piece *mixed, const uint8_t *bits);
+  void (*mix_bits)(const pyr_kv_block *s, const pyr_piece *mixed, int bits);
+  /* what score_bits takes q in, and mix_bits leaves out in: [dims] into the order in which values
+   * come out of `bits`, those of each quarter, or back */
+  void (*order_bits)(float *x, int dims, const uint8_t *bits, bool back);
   int lanes;                     /* values of a vector */
   /* out[j] = q . row j; out += sum over j of p[j] * row j: rows of `dims` f32, a multiple of
    * PYR_PAD, that follow each other */
