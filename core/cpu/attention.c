@@ -110,6 +110,8 @@ static void attend_tile(const pyr_attend *t, const pyr_attention *a, int g, int6
   pyr_cpu_columns_end(t, a, &s.c, g, q0, columns);
 }
 
+enum { FRAMING = 16 };   /* what a value of a query costs that is taken into a frame, as products */
+
 /* ---- the operation --------------------------------------------------------------------------- */
 
 size_t pyr_cpu_attention_scratch(const pyr_cpu *cpu, int32_t group, int32_t head_dim,
@@ -134,6 +136,13 @@ static void attend_task(void *ctx, int64_t task, int worker) {
   if (u->a->n == 1) pyr_cpu_attend_step(t, u, task, arena);
   else if (t->flash) pyr_cpu_attend_rounded(t, u->a, g, q0, arena);
   else attend_tile(t, u->a, g, q0, arena);
+}
+
+/* Of a lane with one query whose rows are packed; of other units there is nothing to do. */
+static void framed_task(void *ctx, int64_t task, int worker) {
+  const pyr_attend *t = ctx;
+  (void)worker;
+  pyr_cpu_attend_framed(t, &t->units[task]);
 }
 
 /* Scratch is asked for by the longest lane of a single query: others walk in tiles. Units and
@@ -171,6 +180,8 @@ pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count,
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT,
                                  "attention: more sequences or rows than are reserved");
   pyr_cpu_attend_cut(&t, a, count);
+  if (layout.k != PYR_BITS_PLAIN)
+    pyr_cpu_tasks(be, framed_task, &t, t.count, steps * heads * layout.head_dim * FRAMING);
   pyr_cpu_tasks(be, attend_task, &t, t.tasks, cost);
   return PYR_OK;
 }

@@ -29,6 +29,8 @@ typedef struct pyr_attend_unit {
   int g;                         /* one query: the lane */
   int64_t first, tasks;
   pyr_span seen;                 /* one query: the rows it sees, */
+  float *framed;                 /* one query, rows that are packed: [group][dims] queries in the
+                                    lane's frame, [group] of them with the centre of keys */
   float *parts;  /* what tasks leave here for the last of them to join, if there are several, */
   atomic_int left;               /* and how many have not */
 } pyr_attend_unit;
@@ -41,6 +43,7 @@ typedef struct pyr_attend {
   pyr_attend_unit *units;
   int64_t count, tasks;          /* units, and tasks of all */
   float *parts;                  /* where the next unit's begin */
+  float *framed;                 /* those of all lanes of one query */
   pyr_layout layout;
   struct { size_t at, bytes; } packed[2];   /* of K and V in packed pages: where, and of a row */
   int32_t heads, kv_heads, group, tile;
@@ -59,6 +62,11 @@ static inline int64_t pyr_cpu_part_dims(int32_t head_dim) {
 static inline int64_t pyr_cpu_part_outs(int32_t group) { return pyr_round_up(2 * group, PYR_PAD); }
 static inline int64_t pyr_cpu_part_size(int32_t group, int64_t dims) {
   return pyr_cpu_part_outs(group) + group * dims;
+}
+/* Queries in the frame of a lane, and their products with its centre: of 3 heads of 64 values
+ * 3 * 64 + 16 floats. */
+static inline int64_t pyr_cpu_framed_size(int32_t group, int64_t dims) {
+  return group * dims + pyr_round_up(group, PYR_PAD);
 }
 
 /* Segments that hold rows of a run of n rows, at most. 600 rows that begin at 500 touch segments
@@ -133,7 +141,9 @@ pyr_attend_unit *pyr_cpu_unit_of(const pyr_attend *t, int64_t task);
 int64_t pyr_cpu_segments_of(const pyr_attend_unit *u);
 pyr_stretch pyr_cpu_segment_at(const pyr_attend_unit *u, int64_t segment);
 
-/* attention_step.c: one task of a unit of one query, and the bytes of scratch that it needs. */
+/* attention_step.c: what the tasks of a unit of one query begin from, one task, and the bytes of
+ * scratch that it needs. */
+void pyr_cpu_attend_framed(const pyr_attend *t, pyr_attend_unit *u);
 void pyr_cpu_attend_step(const pyr_attend *t, pyr_attend_unit *u, int64_t task, pyr_arena arena);
 size_t pyr_cpu_step_scratch(int32_t group, int32_t head_dim, int64_t rows);
 

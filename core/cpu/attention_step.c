@@ -20,7 +20,7 @@
  * A head's sink joins them as one more segment, the first, with m the sink, l = 1 and out = 0.
  *
  * Rows of packed pages (base/rowbits.h) are walked in their lane's frame, by queries that were
- * taken there once a task, and leave m, l and out of their own; out comes back from the frame once
+ * taken there once a lane, and leave m, l and out of their own; out comes back from the frame once
  * a segment, where it is joined with that of the plain pages.
  *
  * Where the lane's history is tracked (see pyr_track) the scores of all its rows are kept to its
@@ -38,8 +38,6 @@ typedef struct step_scratch {
   float *rows[2];          /* [PYR_PAGE_ROWS][dims] keys, values as f32, where the kernels do not
                               read them as they are */
   float *p, *alpha;        /* [group][PYR_KV_BLOCK], [group]: see pyr_kv_block */
-  float *framed;           /* [group][dims] q in the frame, */
-  float *shift;            /* [group] … and its product with the centre of keys */
   float *packed;           /* the part of a segment's packed pages; and p and alpha of the page */
   float *packed_p[2], *packed_alpha[2];   /* … that is scored, and of that whose values wait */
   float *scores;           /* [group][ld] of a lane that is tracked */
@@ -56,8 +54,6 @@ static step_scratch step_scratch_of(pyr_arena *arena, int32_t group, int32_t hea
     s.rows[what] = pyr_arena_take(arena, PYR_PAGE_ROWS * s.dims, sizeof(float));
   s.p = pyr_arena_take(arena, group * PYR_KV_BLOCK, sizeof(float));
   s.alpha = pyr_arena_take(arena, group, sizeof(float));
-  s.framed = pyr_arena_take(arena, group * s.dims, sizeof(float));
-  s.shift = pyr_arena_take(arena, group, sizeof(float));
   s.packed = pyr_arena_take(arena, pyr_cpu_part_size(group, s.dims), sizeof(float));
   for (int i = 0; i < 2; i++) {
     s.packed_p[i] = pyr_arena_take(arena, group * PYR_KV_BLOCK, sizeof(float));
@@ -136,37 +132,30 @@ static pyr_piece unpacked(const pyr_attend *t, const step_scratch *s, const uint
  * plain beside packed ones, a page's rows go through scratch, where they are as far as kv_block is
  * concerned rows of f32. */
 
-/* Where the plane of the page behind this one lies, if that is packed and walked next. */
-static const void *page_after(const pyr_stretch *now, int64_t row, size_t skip) {
-  return row < now->rows.high && pyr_cpu_is_packed(now->lane, row)
-      ? (const uint8_t *)now->lane->pages[row / PYR_PAGE_ROWS] + skip : NULL;
+/* How far before they are read packed rows are asked for. A page of q4 is worked on for 100 to 200
+ * ns, about as long as memory takes to answer: with one page between the two they came too late. */
+enum { AHEAD = 2 * PYR_PAGE_ROWS };
+
+/* Where the plane of the page that far behind this one lies, in this stretch or in the next, as if
+ * all rows of that were read, too; the rows themselves, if it is not packed. Of a stretch of rows 0
+ * to 511, and of 512 to 1,023 behind it:
+ *
+ *     row       0     32    64   …   416    448    480
+ *     asks for  64    96    128      480    512    544 */
+static const void *page_ahead(const pyr_stretch *now, const pyr_stretch *next, int64_t row,
+                              size_t skip, const void *rows) {
+  const pyr_stretch *s = row + AHEAD < now->rows.high ? now : next;
+  row = s == now ? row + AHEAD : next->rows.low + row + AHEAD - now->rows.high;
+  return row < s->rows.high && pyr_cpu_is_packed(s->lane, row)
+      ? (const uint8_t *)s->lane->pages[row / PYR_PAGE_ROWS] + skip : rows;
 }
 
-/* Whether the kernels read packed rows where they lie: where quarters fill their vectors. */
-static bool in_bits(const pyr_attend *t, const step_scratch *s, pyr_bits bits) {
-  return bits != PYR_BITS_PLAIN && s->dims == t->layout.head_dim
-      && s->dims % (PYR_QUARTERS * t->k->lanes) == 0;
-}
-
-/* A plane of a packed page: keys are scored, values mixed in. The kernels read rows where they lie,
- * or from scratch. */
-static void attend_plane(const pyr_attend *t, const step_scratch *s, const pyr_kv_block *block,
-                         const pyr_stretch *now, int64_t row, int64_t run, pyr_plane plane) {
-  pyr_piece none = { 0 };
-  pyr_bits bits = pyr_plane_bits(t->layout, true, plane);
-  size_t skip = t->packed[plane].at, bytes = t->packed[plane].bytes;
-  const uint8_t *at = (const uint8_t *)now->lane->pages[row / PYR_PAGE_ROWS] + skip
-      + (size_t)(row % PYR_PAGE_ROWS) * bytes;
-  const uint8_t *quarters = pyr_bits_quarters(bits, plane == PYR_PLANE_V);
-  if (!in_bits(t, s, bits)) {
-    pyr_piece piece = unpacked(t, s, at, bytes, run, plane);
-    t->k->kv_block(block, plane == PYR_PLANE_K ? &piece : &none,
-                   plane == PYR_PLANE_K ? &none : &piece, PYR_F32);
-    return;
-  }
-  pyr_piece piece = { at, page_after(now, row + run, skip), bytes, (int)run };
-  if (plane == PYR_PLANE_K) t->k->score_bits(block, &piece, quarters);
-  else t->k->mix_bits(block, &piece, quarters[0]);
+/* Whether the kernels read packed rows where they lie: where quarters fill their vectors. Of
+ * head_dim 96 they are 24 values, which do with AVX2 and do not with AVX-512. */
+static bool in_bits(const pyr_attend *t, pyr_bits bits) {
+  int32_t d = t->layout.head_dim;
+  return bits != PYR_BITS_PLAIN && pyr_cpu_part_dims(d) == d
+      && d % (PYR_QUARTERS * t->k->lanes) == 0;
 }
 
 /* Packed pages of a segment. A page's values are mixed in when the next one has been scored, whose
@@ -176,20 +165,41 @@ static void attend_plane(const pyr_attend *t, const step_scratch *s, const pyr_k
  *
  * `block` has those of the page that is scored next, `waits` the other's; rows 0: none waits. */
 typedef struct packed_pages {
+  const pyr_stretch *now, *next;
   pyr_kv_block block, waits;
   int64_t row, rows;
 } packed_pages;
 
-static void mix_waiting(const pyr_attend *t, const step_scratch *s, packed_pages *p,
-                        const pyr_stretch *now) {
-  if (p->rows > 0) attend_plane(t, s, &p->waits, now, p->row, p->rows, PYR_PLANE_V);
+/* A plane of a packed page: keys are scored, values mixed in. The kernels read rows where they lie,
+ * or from scratch. */
+static void attend_plane(const pyr_attend *t, const step_scratch *s, const packed_pages *p,
+                         const pyr_kv_block *block, int64_t row, int64_t run, pyr_plane plane) {
+  pyr_piece none = { 0 };
+  pyr_bits bits = pyr_plane_bits(t->layout, true, plane);
+  size_t skip = t->packed[plane].at, bytes = t->packed[plane].bytes;
+  const uint8_t *at = (const uint8_t *)p->now->lane->pages[row / PYR_PAGE_ROWS] + skip
+      + (size_t)(row % PYR_PAGE_ROWS) * bytes;
+  const uint8_t *quarters = pyr_bits_quarters(bits, plane == PYR_PLANE_V);
+  if (!in_bits(t, bits)) {
+    pyr_piece piece = unpacked(t, s, at, bytes, run, plane);
+    t->k->kv_block(block, plane == PYR_PLANE_K ? &piece : &none,
+                   plane == PYR_PLANE_K ? &none : &piece, PYR_F32);
+    return;
+  }
+  pyr_piece piece = { at, page_ahead(p->now, p->next, row, skip, at), bytes, (int)run };
+  if (plane == PYR_PLANE_K) t->k->score_bits(block, &piece, quarters);
+  else t->k->mix_bits(block, &piece, quarters[0]);
+}
+
+static void mix_waiting(const pyr_attend *t, const step_scratch *s, packed_pages *p) {
+  if (p->rows > 0) attend_plane(t, s, p, &p->waits, p->row, p->rows, PYR_PLANE_V);
   p->rows = 0;
 }
 
-static void attend_packed(const pyr_attend *t, const step_scratch *s, packed_pages *p,
-                          const pyr_stretch *now, int64_t row, int64_t run) {
-  attend_plane(t, s, &p->block, now, row, run, PYR_PLANE_K);
-  mix_waiting(t, s, p, now);
+static void attend_packed(const pyr_attend *t, const step_scratch *s, packed_pages *p, int64_t row,
+                          int64_t run) {
+  attend_plane(t, s, p, &p->block, row, run, PYR_PLANE_K);
+  mix_waiting(t, s, p);
   float *free_p = p->waits.p, *free_alpha = p->waits.alpha;
   p->waits = p->block, p->row = row, p->rows = run;
   p->block.p = free_p, p->block.alpha = free_alpha;
@@ -202,15 +212,15 @@ static void attend_packed(const pyr_attend *t, const step_scratch *s, packed_pag
  * is. Where no packed page was seen its m is -inf, its l 0, and nothing is added; where no plain
  * one was, alpha is 0 the same way. If neither was, both m are -inf, alpha and beta 1, and all sums
  * stay 0. */
-static void join_packed(const pyr_attend *t, const step_scratch *s, const pyr_kv_block *to,
-                        const pyr_kv_block *from, const pyr_frame *frame) {
+static void join_packed(const pyr_attend *t, const pyr_kv_block *to, const pyr_kv_block *from,
+                        const pyr_frame *frame) {
   bool framed = t->layout.v != PYR_BITS_PLAIN;
-  const uint8_t *quarters = pyr_bits_quarters(t->layout.v, true);
   for (int h = 0; h < to->heads; h++) {
     float m = fmaxf(to->m[h], from->m[h]), out[PYR_BITS_DIMS], *mixed = from->out + h * from->dims;
     float alpha = to->m[h] == m ? 1 : expf(to->m[h] - m),
         beta = from->m[h] == m ? 1 : expf(from->m[h] - m);
-    if (in_bits(t, s, t->layout.v)) t->k->order_bits(mixed, from->dims, quarters, true);
+    if (in_bits(t, t->layout.v))
+      t->k->bits_sums(mixed, from->dims, pyr_bits_quarters(t->layout.v, true)[0]);
     if (framed) pyr_frame_output(out, frame, mixed, from->l[h]);
     else memcpy(out, mixed, (size_t)t->layout.head_dim * sizeof *out);
     for (int32_t i = 0; i < t->layout.head_dim; i++)
@@ -235,11 +245,14 @@ static void attend_segment(const pyr_attend *t, const pyr_attend_unit *u, const 
                         .out = part + pyr_cpu_part_outs(group), .p = s->p, .alpha = s->alpha,
                         .ld = s->ld, .heads = group, .dims = (int)s->dims,
                         .bend = pyr_cpu_bends(a) ? &bend : NULL };
-  packed_pages packed = { .block = block };
+  packed_pages packed = { .now = now, .next = next, .block = block };
   packed.block.m = s->packed, packed.block.l = s->packed + group;
   packed.block.out = s->packed + pyr_cpu_part_outs(group);
   packed.block.p = s->packed_p[0], packed.block.alpha = s->packed_alpha[0];
-  if (t->layout.k != PYR_BITS_PLAIN) packed.block.q = s->framed, packed.block.shift = s->shift;
+  if (t->layout.k != PYR_BITS_PLAIN) {
+    packed.block.q = u->framed;
+    packed.block.shift = u->framed + group * s->dims;
+  }
   packed.waits = packed.block;
   packed.waits.p = s->packed_p[1], packed.waits.alpha = s->packed_alpha[1];
   bool packs = now->lane->packed != NULL;
@@ -257,9 +270,9 @@ static void attend_segment(const pyr_attend *t, const pyr_attend_unit *u, const 
     if (pyr_cpu_is_packed(now->lane, row)) {
       /* values that wait as f32 would be overwritten */
       scored.count = 0;
-      t->k->kv_block(&block, &scored, &mixed, dtype);
+      if (mixed.count > 0) t->k->kv_block(&block, &scored, &mixed, dtype);
       mixed.count = 0;
-      attend_packed(t, s, &packed, now, row, run);
+      attend_packed(t, s, &packed, row, run);
       continue;
     }
     scored = piece_at(t, s, now, next, row, run, 0);
@@ -267,9 +280,9 @@ static void attend_segment(const pyr_attend *t, const pyr_attend_unit *u, const 
     mixed = piece_at(t, s, now, next, row, run, 1);
   }
   scored.count = 0;
-  t->k->kv_block(&block, &scored, &mixed, dtype);
-  mix_waiting(t, s, &packed, now);
-  if (packs) join_packed(t, s, &block, &packed.block, now->lane->frame);
+  if (mixed.count > 0) t->k->kv_block(&block, &scored, &mixed, dtype);
+  mix_waiting(t, s, &packed);
+  if (packs) join_packed(t, &block, &packed.block, now->lane->frame);
 }
 
 /* ---- joining them ---------------------------------------------------------------------------- */
@@ -363,23 +376,34 @@ static void attend_lane(const pyr_attend *t, const pyr_attend_unit *u, const pyr
   if (pyr_cpu_is_tracked(u)) track_step(t, u, s);
 }
 
+/* A lane's queries in its frame, as its packed pages are scored by them, and behind them their
+ * products with the centre of keys. Once a lane, where its segments are many tasks: of 7,680 rows
+ * 15, each of which took its queries there for itself. A lane without a frame has nothing packed,
+ * and what is here is not read. */
+void pyr_cpu_attend_framed(const pyr_attend *t, pyr_attend_unit *u) {
+  const pyr_frame *frame = u->a->n == 1 ? u->a->lanes[u->g].frame : NULL;
+  int64_t d = t->layout.head_dim, dims = pyr_cpu_part_dims(t->layout.head_dim);
+  if (!frame || !frame->learned) return;
+  for (int h = 0; h < t->group; h++) {
+    const float *q = u->a->q + ((int64_t)u->g * t->group + h) * d;
+    float scaled[PYR_BITS_DIMS], *to = u->framed + h * dims;
+    for (int64_t i = 0; i < d; i++) scaled[i] = q[i] * t->scale;
+    memset(to, 0, (size_t)dims * sizeof *to);
+    u->framed[t->group * dims + h] = pyr_frame_query(to, frame, scaled);
+    if (in_bits(t, t->layout.k))
+      t->k->bits_query(to, (int)dims, pyr_bits_quarters(t->layout.k, false));
+  }
+}
+
 /* Queries are scaled and padded once a task, not once a row. The counter of segments left is the
  * only thing that tasks share: who takes it to 0 sees all parts. */
 void pyr_cpu_attend_step(const pyr_attend *t, pyr_attend_unit *u, int64_t task, pyr_arena arena) {
   int64_t d = t->layout.head_dim;
-  const pyr_frame *frame = u->a->lanes[u->g].frame;
   step_scratch s = step_scratch_of(&arena, t->group, (int32_t)d,
                                    u->tasks == 1 ? u->seen.high - u->seen.low : PYR_SEGMENT);
   for (int h = 0; h < t->group; h++) {
     const float *q = u->a->q + ((int64_t)u->g * t->group + h) * d;
     for (int64_t i = 0; i < s.dims; i++) s.q[h * s.dims + i] = i < d ? q[i] * t->scale : 0;
-    if (frame && frame->learned && t->layout.k != PYR_BITS_PLAIN) {
-      memset(s.framed + h * s.dims, 0, (size_t)s.dims * sizeof(float));
-      s.shift[h] = pyr_frame_query(s.framed + h * s.dims, frame, s.q + h * s.dims);
-      if (in_bits(t, &s, t->layout.k))
-        t->k->order_bits(s.framed + h * s.dims, (int)s.dims, pyr_bits_quarters(t->layout.k, false),
-                         false);
-    }
   }
   /* the threads take tasks in turn, about */
   pyr_stretch next = stretch_of(t, u->first + task + t->threads);

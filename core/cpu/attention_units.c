@@ -13,6 +13,10 @@ void pyr_cpu_attend_shared(pyr_attend *t, pyr_arena *shared, int64_t count, int6
       parts = rows > PYR_SEGMENT ? lanes * pyr_cpu_segments_max(rows) : 0;
   t->units = pyr_arena_take(shared, lanes + count - steps, sizeof *t->units);
   t->parts = pyr_arena_take(shared, parts * part, sizeof(float));
+  /* reserved whatever the layout, which is not known then: of 3 heads of 64 values 832 bytes a
+   * lane, where its parts take as much for each 512 rows */
+  int64_t framed = pyr_cpu_framed_size(t->group, pyr_cpu_part_dims(t->layout.head_dim));
+  t->framed = pyr_arena_take(shared, lanes * framed, sizeof(float));
 }
 
 /* Rows 500 to 1,099 lie in segments 0, 1 and 2: 1,099 / 512 - 500 / 512 + 1 = 3, the first of 12
@@ -44,12 +48,16 @@ static void cut_lane(pyr_attend *t, pyr_attend_unit *u) {
 /* Invariant: t->tasks is the number of the next unit's first task, and t->parts where its parts
  * begin. */
 void pyr_cpu_attend_cut(pyr_attend *t, const pyr_attention *a, int count) {
+  int64_t lane = 0, dims = pyr_cpu_part_dims(t->layout.head_dim);
   for (int i = 0; i < count; i++)
     for (int g = 0; g < (a[i].n == 1 ? t->kv_heads : 1); g++) {
       pyr_attend_unit *u = &t->units[t->count++];
       *u = (pyr_attend_unit){ .a = &a[i], .g = g, .first = t->tasks,
                               .tasks = pyr_ceil_div(a[i].n, t->tile) * t->kv_heads };
-      if (a[i].n == 1) cut_lane(t, u);
+      if (a[i].n == 1) {
+        cut_lane(t, u);
+        u->framed = t->framed + lane++ * pyr_cpu_framed_size(t->group, dims);
+      }
       t->tasks += u->tasks;
     }
 }

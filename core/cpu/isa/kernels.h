@@ -242,9 +242,10 @@ typedef struct pyr_kernels {
    * are not padded, and a multiple of 4 * `lanes`. */
   void (*score_bits)(const pyr_kv_block *s, const pyr_piece *scored, const uint8_t *bits);
   void (*mix_bits)(const pyr_kv_block *s, const pyr_piece *mixed, int bits);
-  /* what score_bits takes q in, and mix_bits leaves out in: [dims] into the order in which values
-   * come out of `bits`, those of each quarter, or back */
-  void (*order_bits)(float *x, int dims, const uint8_t *bits, bool back);
+  /* what is done once: q [dims] becomes what score_bits is given, and the sums that mix_bits has
+   * left in out [dims] what they are (from 0s on) */
+  void (*bits_query)(float *q, int dims, const uint8_t *bits);
+  void (*bits_sums)(float *out, int dims, int bits);
   int lanes;                     /* values of a vector */
   /* out[j] = q . row j; out += sum over j of p[j] * row j: rows of `dims` f32, a multiple of
    * PYR_PAD, that follow each other */
