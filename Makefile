@@ -262,13 +262,13 @@ cuda-check: build
 # kernels/proofs/rooflines.lua states is an error. nvdisasm is in the toolkit, and on PyPI
 # (nvidia-cuda-nvdisasm).
 NVDISASM := $(shell command -v nvdisasm 2>/dev/null)
-ROOFLINE := linear_few attention_decode
+ROOFLINE := linear_few linear_packs attention_decode
 cuda-roofline: build
 	$(if $(NVCC),,$(error nvcc is not found: install the CUDA toolkit, version 13 or later))
 	@mkdir -p $(B)/cuda/check
 	$(if $(NVDISASM),,@echo "cuda-roofline: nvdisasm is not found, kernels are not estimated")
-	$(if $(NVDISASM),@for f in $(ROOFLINE); do echo "nvcc $$f.cu, sm_90a"; \
-	  $(NVCC) $(NVFLAGS) -gencode arch=compute_90a,code=sm_90a -cubin -o $(B)/cuda/check/$$f.cubin kernels/$$f.cu && \
+	$(if $(NVDISASM),@for f in $(ROOFLINE); do echo "nvcc $$f.cu for sm_90a"; \
+	  $(NVCC) $(NVFLAGS) -arch=sm_90a -cubin -o $(B)/cuda/check/$$f.cubin kernels/$$f.cu && \
 	  $(NVDISASM) -c $(B)/cuda/check/$$f.cubin >$(B)/cuda/check/$$f.sass || exit 1; done)
 	$(if $(NVDISASM),@$(B)/pyramid kernels/proofs/roofline.lua $(B)/cuda/check)
 # Faults planted in the kernels, one at a time, in a copy of the sources: the specs must see each.

@@ -98,39 +98,50 @@ static __device__ __forceinline__ uint16_t load16(const uint8_t *p) {
  *     byte i = 0-3      | 2 high bits of scale i + 4 | scale i, 6 bits |
  *     byte 4 + i        | 2 high bits of min i + 4   | min i, 6 bits   |
  *     byte 8 + i        | 4 low bits of min i + 4 | 4 low bits of scale i + 4 | */
+static __device__ __forceinline__ int scale_number(const uint8_t *block, int g) {
+  const uint8_t *s = block + 4;
+  return g < 4 ? s[g] & 63 : (s[4 + g] & 15) | ((s[g - 4] >> 2) & 48);
+}
+static __device__ __forceinline__ int min_number(const uint8_t *block, int g) {
+  const uint8_t *s = block + 4;
+  return g < 4 ? s[4 + g] & 63 : (s[4 + g] >> 4) | ((s[g] >> 2) & 48);
+}
 static __device__ __forceinline__ void scale_of(const uint8_t *block, int g, float *scale,
                                                 float *min) {
-  const uint8_t *s = block + 4;
-  int a = g < 4 ? s[g] & 63 : (s[4 + g] & 15) | ((s[g - 4] >> 2) & 48);
-  int b = g < 4 ? s[4 + g] & 63 : (s[4 + g] >> 4) | ((s[g] >> 2) & 48);
-  *scale = __fmul_rn(f32_of_f16(load16(block)), static_cast<float>(a));
-  *min = __fmul_rn(f32_of_f16(load16(block + 2)), static_cast<float>(b));
+  *scale = __fmul_rn(f32_of_f16(load16(block)), static_cast<float>(scale_number(block, g)));
+  *min = __fmul_rn(f32_of_f16(load16(block + 2)), static_cast<float>(min_number(block, g)));
 }
 
 /* Value i of q4_k, or of q5_k (fifth). 64 values share 32 bytes, the first 32 in the low nibbles:
  * value 40 is the 8th of group 1, the high nibble of byte 8; its fifth bit is bit 1 of high byte 8.
  * The product and the difference are rounded by themselves, as dtype.c does it: no multiply-add. */
+static __device__ __forceinline__ int number_of_k(const uint8_t *block, bool fifth, int r) {
+  const uint8_t *q = block + (fifth ? 48 : 16);
+  int g = r / 32, at = r % 32, byte = q[g / 2 * 32 + at], number = g % 2 ? byte >> 4 : byte & 15;
+  return fifth ? number | (block[16 + at] >> g & 1) << 4 : number;
+}
 static __device__ __forceinline__ float value_of_k(const uint8_t *row, bool fifth, int64_t i) {
-  const uint8_t *block = row + i / 256 * (fifth ? 176 : 144), *q = block + (fifth ? 48 : 16);
-  int r = static_cast<int>(i % 256), g = r / 32, at = r % 32, byte = q[g / 2 * 32 + at];
-  int value = g % 2 ? byte >> 4 : byte & 15;
-  if (fifth) value |= (block[16 + at] >> g & 1) << 4;
+  const uint8_t *block = row + i / 256 * (fifth ? 176 : 144);
+  int r = static_cast<int>(i % 256);
   float scale, min;
-  scale_of(block, g, &scale, &min);
-  return __fsub_rn(__fmul_rn(scale, static_cast<float>(value)), min);
+  scale_of(block, r / 32, &scale, &min);
+  return __fsub_rn(__fmul_rn(scale, static_cast<float>(number_of_k(block, fifth, r))), min);
 }
 
 /* Value i of q6_k: two halves of 128 values, each four runs of 32. Value 200 is in half 1, run 2,
  * at 8: low bits in the high nibble of byte 64 + 8, high bits 4 and 5 of byte 128 + 32 + 8, scale
  * 12. */
+static __device__ __forceinline__ int number_of_q6_k(const uint8_t *block, int r) {
+  int half = r / 128, run = r % 128 / 32, at = r % 32;
+  int low = block[half * 64 + 32 * (run & 1) + at] >> 4 * (run >> 1) & 15;
+  return low | (block[128 + half * 32 + at] >> 2 * run & 3) << 4;
+}
 static __device__ __forceinline__ float value_of_q6_k(const uint8_t *row, int64_t i) {
   const uint8_t *block = row + i / 256 * 210;
-  int r = static_cast<int>(i % 256), half = r / 128, run = r % 128 / 32, at = r % 32;
-  int low = block[half * 64 + 32 * (run & 1) + at] >> 4 * (run >> 1) & 15;
-  int high = block[128 + half * 32 + at] >> 2 * run & 3;
-  float scale = static_cast<float>(static_cast<int8_t>(block[192 + half * 8 + run * 2 + at / 16]));
+  int r = static_cast<int>(i % 256);
+  float scale = static_cast<float>(static_cast<int8_t>(block[192 + r / 16]));
   return __fmul_rn(__fmul_rn(f32_of_f16(load16(block + 208)), scale),
-                   static_cast<float>((low | high << 4) - 32));
+                   static_cast<float>(number_of_q6_k(block, r) - 32));
 }
 
 /* Number r of 256 of q3_k and q2_k: two bits, 128 numbers in 32 bytes. */

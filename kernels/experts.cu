@@ -264,11 +264,10 @@ static pyr_status multiply(pyr_backend *be, const pyr_experts *e, const sorted &
     return cuda_launched(be, "experts"); \
   } while (0)
   int dtype = weight_dtype(w);
-  if (dtype == PACKED) MULTIPLY(PACKED);
-  if (dtype == PACKED_NIBBLES) MULTIPLY(PACKED_NIBBLES);
-  switch (static_cast<pyr_dtype>(dtype)) {
+  switch (dtype) {
     PYR_WEIGHT_CASES(MULTIPLY)
-    PYR_CASES_NOT_WEIGHTS: break;
+    PYR_PACK_CASES(MULTIPLY)
+    default: break;
   }
 #undef MULTIPLY
   return cuda_refuse(be, "experts", "weights of an unknown dtype");

@@ -1,17 +1,15 @@
 /* linear_few.cu — matrix products of few tokens, and of decode steps: what counts is that weights
  * are read once, and fast.
  *
- * Weights of 16 bits, and q8_0 and q4_0 in packs (pack.cuh), go through tensor cores. A warp has 32
+ * Weights of 16 bits go through tensor cores (those in packs, too: linear_packs.cu). A warp has 32
  * rows of w and walks its columns STEP at a time; a lane loads 16 bytes of a row at once, straight
  * into registers, and takes them as operand `a` as they come: which columns of w a product calls
  * its 2t, 2t+1, 2t+8 and 2t+9 does not matter, as long as x is taken in the same order. So a warp
- * has 8 KiB of weights under way (4 of q8_0, 2 of q4_0); the dozen warps that a multiprocessor's
- * registers hold have 96, where 3.4 TB/s and 0.8 us ask for 20. x is f32 and is not rounded: it is
- * split into terms (mma.cuh) as it is read, out of L1, where the warps of a block find it; f16 has
- * a power of two for each step and token that brings x into its range. Sums on tensor cores lose
- * what is shifted out of them, so that each step begins new ones, which are added up in f32. The
- * whole numbers of packs are exact in f16; each block of 32 columns has its own sums, which are
- * multiplied with the rows' scales.
+ * has 8 KiB of weights under way; the dozen warps that a multiprocessor's registers hold have 96,
+ * where 3.4 TB/s and 0.8 us ask for 20. x is f32 and is not rounded: it is split into terms
+ * (mma.cuh) as it is read, out of L1, where the warps of a block find it; f16 has a power of two
+ * for each step and token that brings x into its range. Sums on tensor cores lose what is shifted
+ * out of them, so that each step begins new ones, which are added up in f32.
  *
  * One matrix must fill the device: blocks of 128 rows are cut along the columns, too, into as many
  * parts as make WANTED warps of the matrix. Each leaves its sums in scratch, and the last block of
@@ -38,20 +36,23 @@
 
 /* ---- tensor cores ---------------------------------------------------------------------------- */
 
-/* A block has 128 rows, a warp 32 of them (MT times 16), and a step 128 columns: 4 chunks of 32, of
- * which a lane loads 8 values of each of its 4 rows. */
-static constexpr int WARPS = 4, MT = 2, ROWS = STREAM_ROWS, CHUNK = 32, CHUNKS = 4,
-    STEP = CHUNK * CHUNKS, MOST_TOKENS = 32;
-/* Warps that fill the device: sixteen for each multiprocessor of an H200. */
-enum : int64_t { WANTED = 132 * 16 };          /* warps */
+/* A step has 4 chunks of 32 columns, of which a lane loads 8 values of each of its 4 rows. */
+static constexpr int ROWS = STREAM_ROWS, CHUNKS = 4, STEP = CHUNK * CHUNKS;
+/* Warps that fill the device: sixteen for each multiprocessor of an H200. The emulated one is full
+ * with a few: so specs of small matrices come to parts of several steps, too. */
+#ifdef PYR_EMULATED
+enum : int64_t { WANTED = 12 };                /* warps */
+#else
+enum : int64_t { WANTED = 132 * 16 };
+#endif
 
-struct cut { int64_t cols, parts; };           /* columns of a part, a multiple of STEP */
+struct cut { int64_t cols, parts; };           /* columns of a part, a multiple of `step` */
 
-static cut cut_of(int64_t rows, int64_t cols) {
-  int64_t steps = ceil_div(cols, STEP), parts = ceil_div(WANTED, ceil_div(rows, ROWS) * WARPS);
+static cut cut_of(int64_t rows, int64_t cols, int64_t step) {
+  int64_t steps = ceil_div(cols, step), parts = ceil_div(WANTED, ceil_div(rows, ROWS) * WARPS);
   /* Whole steps to a part, as many for all but the last: parts that would be empty are not made. */
   int64_t each = ceil_div(steps, parts < steps ? parts : steps);
-  return cut{ each * STEP, ceil_div(steps, each) };
+  return cut{ each * step, ceil_div(steps, each) };
 }
 
 /* The most sums that parts of a matrix leave for a token, whatever its rows: there are parts only
@@ -62,20 +63,10 @@ static int64_t most_sums(int64_t rows, int64_t cols) {
   return few < 2 * cut_rows ? few : 2 * cut_rows;
 }
 
-/* A product of at most 32 tokens. sums: [parts][tokens][rows] f32, of which each part writes its
- * own. */
-struct stream_call {
-  linear_call c;
-  int64_t part_cols;
-  float *sums;                                 /* [parts][tokens][rows], if there are several */
-  int *arrived;  /* [blocks of rows] parts that are done; 0 again at the end */
-};
-
 /* What a lane has of 16 rows and CHUNK columns of w, and how it becomes operand `a` of two
  * products. */
 template <typename TYPE> struct plain_weights {
   typedef TYPE T;
-  static constexpr bool scaled = false;
   struct piece { uint4 low, high; };                 /* of row g, and of row g + 8 */
   /* A lane's 16 bytes of a row: eight neighbouring columns. Four lanes together read 64 bytes of
    * it. */
@@ -93,53 +84,6 @@ template <typename TYPE> struct plain_weights {
     first[0] = p.low.x, first[1] = p.high.x, first[2] = p.low.y, first[3] = p.high.y;
     second[0] = p.low.z, second[1] = p.high.z, second[2] = p.low.w, second[3] = p.high.w;
   }
-  static __device__ __forceinline__ float scale(const piece &, int) { return 1; }
-};
-
-/* Weights in packs: a lane's BITS are of both its rows, 8 columns each, and lie where they are
- * wanted: the warp reads them in a row, and beside them 16 scales. They become halves exactly, so
- * that the product of a block of 32 columns is one of whole numbers, scaled in f32 afterwards. */
-template <int DTYPE, typename BITS> struct in_packs {
-  typedef f16 T;
-  static constexpr bool scaled = true;
-  struct piece { BITS bits; uint16_t scales[2]; };
-  static __device__ __forceinline__ piece load(const linear_call &c, int64_t row, int64_t col) {
-    piece p = {};
-    if (row >= c.rows || col >= c.cols) return p;
-    const uint8_t *block = pack_block<DTYPE>(c.w, c.stride, row, col);
-    int at = 2 * PACK + lane_of_warp() * static_cast<int>(sizeof(BITS));
-    p.bits = *reinterpret_cast<const BITS *>(block + at);
-    p.scales[0] = reinterpret_cast<const uint16_t *>(block)[lane_of_warp() / 4];
-    p.scales[1] = reinterpret_cast<const uint16_t *>(block)[lane_of_warp() / 4 + 8];
-    return p;
-  }
-  static __device__ __forceinline__ float scale(const piece &p,
-                                                int half) { return f32_of_f16(p.scales[half]); }
-};
-
-/* q8_0: 16 bytes a lane, 512 a warp. x and y: of row g, z and w: of row g + 8. */
-struct packed_weights : in_packs<PACKED, uint4> {
-  static __device__ __forceinline__ void operands(const piece &p, uint32_t (&first)[4],
-                                                  uint32_t (&second)[4]) {
-    halves_of_bytes(p.bits.x, first[0], first[2]);
-    halves_of_bytes(p.bits.y, second[0], second[2]);
-    halves_of_bytes(p.bits.z, first[1], first[3]);
-    halves_of_bytes(p.bits.w, second[1], second[3]);
-  }
-};
-
-/* q4_0: 8 bytes a lane, 256 a warp. x: of row g, y: of row g + 8. A mask and a subtraction make
- * two values, as many instructions a value as bytes take. What is read is half as much, so that
- * instructions bound it: what they leave of an H200's bandwidth, kernels/proofs/rooflines.lua
- * states. */
-struct packed_nibbles : in_packs<PACKED_NIBBLES, uint2> {
-  static __device__ __forceinline__ void operands(const piece &p, uint32_t (&first)[4],
-                                                  uint32_t (&second)[4]) {
-    first[0] = halves_of_nibbles(p.bits.x, 0), first[2] = halves_of_nibbles(p.bits.x, 1);
-    second[0] = halves_of_nibbles(p.bits.x, 2), second[2] = halves_of_nibbles(p.bits.x, 3);
-    first[1] = halves_of_nibbles(p.bits.y, 0), first[3] = halves_of_nibbles(p.bits.y, 1);
-    second[1] = halves_of_nibbles(p.bits.y, 2), second[3] = halves_of_nibbles(p.bits.y, 3);
-  }
 };
 
 /* Eight values of x: zeros beyond the matrix. */
@@ -155,15 +99,10 @@ static __device__ __forceinline__ void values_at(const linear_call &c, int64_t t
   x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
 }
 
-/* The power of two that brings a token's values of a step to between 2^9 and 2^10, and what takes
- * it back. */
-struct range { float up, back; };
+/* A token's range in a step, of its four lanes together; bf16 has f32's and needs none. */
 template <typename T>
-static __device__ __forceinline__ range range_of(const linear_call &c, int64_t token, int64_t col) {
-  /* bf16 has f32's range and needs none of this. Of f16, with a highest value of 3 in a step: 2^1
-   * <= 3 < 2^2, so that up = 2^(9 - 1) = 256 and back = 2^-8; 3 becomes 768. Then second terms,
-   * 2^-11 of the first, are normal numbers, too. Exponents are kept to where both powers are
-   * normal. */
+static __device__ __forceinline__ range step_range(const linear_call &c, int64_t token,
+                                                   int64_t col) {
   if (!T::narrow) return range{ 1, 1 };
   float top = 0, x[8];
 #pragma unroll
@@ -175,10 +114,7 @@ static __device__ __forceinline__ range range_of(const linear_call &c, int64_t t
   /* The four lanes of a token: together they have all columns of the step. */
   top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
   top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
-  int exponent = static_cast<int>(__float_as_uint(top) >> 23);  /* biased by 127 */
-  exponent = exponent < 20 ? 20 : exponent > 240 ? 240 : exponent;
-  return range{ __uint_as_float(static_cast<uint32_t>(254 - exponent + 9) << 23),
-                __uint_as_float(static_cast<uint32_t>(exponent - 9) << 23) };
+  return range_of(top);
 }
 
 /* Adds the products of a step, of 8 tokens from `token` on; w: what the lane has of the warp's
@@ -187,11 +123,8 @@ static __device__ __forceinline__ range range_of(const linear_call &c, int64_t t
  *
  * What sums are made of, and where they are rounded to f32:
  *
- *     plain     most, less    4 chunks, 8 products (most: of the first terms; less: of the others)
- *               step          most + less, once a step
- *     scaled    most          one block of 32 columns, all terms
- *               step          += most * the block's scale, four times
- *     both      sum           += step * back */
+ *     most, less    4 chunks, 8 products (most: of the first terms; less: of the others)
+ *     sum           += (most + less) * back, once a step */
 template <typename W>
 static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const linear_call &c,
                                                      const typename W::piece (&w)[MT][CHUNKS],
@@ -199,10 +132,9 @@ static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const 
   typedef typename W::T T;
   int lane = lane_of_warp();
   int64_t mine = token + lane / 4;
-  /* the step's; of what is under way, the first terms, the others */
-  float step[MT][4] = {}, most[MT][4] = {}, less[MT][4] = {};
+  float most[MT][4] = {}, less[MT][4] = {};
   col += lane % 4 * 8;
-  range r = range_of<T>(c, mine, col);
+  range r = step_range<T>(c, mine, col);
 #pragma unroll
   for (int chunk = 0; chunk < CHUNKS; chunk++) {
     float x[8];
@@ -223,15 +155,8 @@ static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const 
       W::operands(w[m][chunk], first, second);
 #pragma unroll
       for (int term = 0; term < T::exact; term++) {
-        bool short_sum = term == 0 || W::scaled;     /* of one block: four products */
-        mma<T>(short_sum ? most[m] : less[m], first, b[term][0], b[term][1]);
-        mma<T>(short_sum ? most[m] : less[m], second, b[term][2], b[term][3]);
-      }
-      if (!W::scaled && chunk < CHUNKS - 1) continue;
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        step[m][i] += (most[m][i] + less[m][i]) * W::scale(w[m][chunk], i / 2);
-        most[m][i] = less[m][i] = 0;
+        mma<T>(term == 0 ? most[m] : less[m], first, b[term][0], b[term][1]);
+        mma<T>(term == 0 ? most[m] : less[m], second, b[term][2], b[term][3]);
       }
     }
   }
@@ -243,21 +168,18 @@ static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const 
 #pragma unroll
   for (int m = 0; m < MT; m++)
 #pragma unroll
-    for (int i = 0; i < 4; i++) sum[m][i] += step[m][i] * back[i % 2];
+    for (int i = 0; i < 4; i++) sum[m][i] += (most[m][i] + less[m][i]) * back[i % 2];
 }
 
-/* Grid: blocks of rows, parts of columns. 8 N tokens. No shared memory but `last`. All loads of a
- * step are issued before the first product waits for one: that is what keeps bytes under way. A
- * multiprocessor has three blocks, or two where N sums ask for more registers. */
+/* Grid: blocks of rows, parts of columns. 8 N tokens. No shared memory but leave_sums' flag. All
+ * loads of a step are issued before the first product waits for one: that is what keeps bytes under
+ * way. A multiprocessor has three blocks, or two where N sums ask for more registers. */
 template <typename W, int N>
 static __global__ void __launch_bounds__(WARPS * WARP,
                                          N == 4 || (N == 2 && W::T::narrow) ? 2
                                          : 3) stream_kernel(stream_call s) {
-  __shared__ bool last;
   const linear_call &c = s.c;
-  int lane = lane_of_warp();
-  int64_t block_row = static_cast<int64_t>(blockIdx.x) * ROWS,
-      row = block_row + warp_of_block() * MT * 16;
+  int64_t row = static_cast<int64_t>(blockIdx.x) * ROWS + warp_of_block() * MT * 16;
   int64_t begin = blockIdx.y * s.part_cols, end = begin + s.part_cols < c.cols
       ? begin + s.part_cols : c.cols;
   /* Invariant: sum is of columns [begin, col), of the warp's 32 rows and up to 8 N tokens. */
@@ -272,50 +194,8 @@ static __global__ void __launch_bounds__(WARPS * WARP,
 #pragma unroll
     for (int n = 0; n < N; n++) multiply_step<W>(sum[n], c, w, n * 8, col);
   }
-  row += lane / 4;
-  bool whole = gridDim.y == 1;
-#pragma unroll
-  for (int n = 0; n < N; n++)
-#pragma unroll
-    for (int m = 0; m < MT; m++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        int64_t token = n * 8 + lane % 4 * 2 + i % 2, to = row + m * 16 + i / 2 * 8;
-        if (token >= c.n || to >= c.rows) continue;
-        if (whole) put_out(c, token, to, sum[n][m][i]);
-        else s.sums[(blockIdx.y * c.n + token) * c.rows + to] = sum[n][m][i];
-      }
-  if (whole) return;
-
-  /* Parts meet: each has written its sums and counts itself in; who counts last finds all others
-   * written, and adds them. Which block that is depends on timing, what it adds does not. For three
-   * parts and one block of rows, in some order of arrival:
-   *
-   *     part 1   writes, arrived 0 -> 1, ends
-   *     part 0   writes, arrived 1 -> 2, ends
-   *     part 2   writes, arrived 2 -> 3: last; sets arrived to 0; out = part 0 + part 1 + part 2
-   *
-   * The fences order writes before the count, and the count before the reads; __ldcg reads out of
-   * L2, as this multiprocessor's L1 may know those places from before. */
-  __threadfence();  /* the sums are seen by whoever sees that this block has arrived */
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    last = atomicAdd(s.arrived + blockIdx.x, 1) == static_cast<int>(gridDim.y) - 1;
-    if (last) s.arrived[blockIdx.x] = 0;
-  }
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
-  int64_t to = block_row + threadIdx.x;
-  for (int64_t token = 0; token < c.n && to < c.rows; token++) {
-    float total = 0;
-    for (unsigned part = 0; part < gridDim.y; part++)
-      total += __ldcg(s.sums + (part * c.n + token) * c.rows + to);
-    put_out(c, token, to, total);
-  }
+  leave_sums<N>(s, sum, row);
 }
-static_assert(ROWS == WARPS * MT * 16, "a warp has MT times 16 of them");
-static_assert(ROWS == WARPS * WARP, "a thread for each row of a block adds its parts up");
 
 template <typename W> static void launch_stream(const stream_call &s, dim3 grid, pyr_cuda *cuda) {
   if (s.c.n <= 8) PYR_LAUNCH((stream_kernel<W, 1>), grid, WARPS * WARP, 0, cuda, s);
@@ -334,7 +214,8 @@ size_t cuda_linear_few_scratch(const pyr_work *work) {
 /* Cuts the matrix, and goes over the tokens MOST_TOKENS at a time. */
 static pyr_status stream(pyr_backend *be, const linear_call &c) {
   cuda_arena arena = cuda_scratch(be);
-  cut parts = cut_of(c.rows, c.cols);
+  int64_t step = c.dtype >= PACKED ? cuda_pack_step(c.dtype) : STEP;
+  cut parts = cut_of(c.rows, c.cols, step);
   int64_t tokens = c.n < MOST_TOKENS ? c.n : MOST_TOKENS;
   dim3 grid(static_cast<unsigned>(ceil_div(c.rows, ROWS)), static_cast<unsigned>(parts.parts));
   stream_call s = { c, parts.cols, nullptr, cuda_of(be)->arrived };
@@ -345,8 +226,7 @@ static pyr_status stream(pyr_backend *be, const linear_call &c) {
     s.c.n = c.n - first < MOST_TOKENS ? c.n - first : MOST_TOKENS;
     s.c.x = c.x + first * c.cols;
     s.c.out = c.out + first * c.rows;
-    if (c.dtype == PACKED) launch_stream<packed_weights>(s, grid, cuda_of(be));
-    else if (c.dtype == PACKED_NIBBLES) launch_stream<packed_nibbles>(s, grid, cuda_of(be));
+    if (c.dtype >= PACKED) cuda_launch_packs(cuda_of(be), s, grid);
     else if (c.dtype == PYR_F16) launch_stream<plain_weights<f16>>(s, grid, cuda_of(be));
     else launch_stream<plain_weights<bf16>>(s, grid, cuda_of(be));
     status = cuda_launched(be, "linear");

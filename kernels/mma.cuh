@@ -21,6 +21,7 @@
  *                                 groups are under way. What others copied is seen after a barrier
  *                                 that follows their wait
  *   times_256(halves)             two halves, each times 256
+ *   fma_halves(a, b, c)           two halves, a b + c, rounded once
  *
  * Which lane (and register) has what, L0 to L31:
  *
@@ -118,6 +119,13 @@ static __device__ __forceinline__ uint32_t times_256(uint32_t halves) {
   return out;
 }
 
+/* a b + c of two halves, rounded once. */
+static __device__ __forceinline__ uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t out;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
+}
+
 /* 2^x, to 2 units of the last place; results below 2^-126 are 0. */
 static __device__ __forceinline__ float power_of_two(float x) {
   float y;
@@ -142,44 +150,44 @@ static __device__ __forceinline__ uint32_t take_pair(float &low, float &high) {
   return pair;
 }
 
-/* Four whole numbers of 8 bits as two registers of f16, the first pair and the second. */
-static __device__ __forceinline__ void halves_of_bytes(uint32_t bytes, uint32_t &first,
-                                                       uint32_t &second) {
-#ifdef PYR_EMULATED
-  uint16_t h[4];
-  for (int i = 0; i < 4; i++)
-    h[i] = f16_of_f32(static_cast<float>(static_cast<int8_t>(bytes >> 8 * i)));
-  first = h[0] | static_cast<uint32_t>(h[1]) << 16;
-  second = h[2] | static_cast<uint32_t>(h[3]) << 16;
-#else
-  /* As unsigned, a byte under 0x64 is 1024 + it, exactly; 1024 + 128 are taken off. */
-  const uint32_t raised = bytes ^ 0x80808080u, offset = 0x64806480u;
-  uint32_t low = __byte_perm(raised, 0x64646464u, 0x4140),
-      high = __byte_perm(raised, 0x64646464u, 0x4342);
-  asm("sub.f16x2 %0, %1, %2;" : "=r"(first) : "r"(low), "r"(offset));
-  asm("sub.f16x2 %0, %1, %2;" : "=r"(second) : "r"(high), "r"(offset));
-#endif
+/* The power of two that brings values of a highest size `top` to between 2^9 and 2^10, and what
+ * takes it back: of 3, 2^1 <= 3 < 2^2, up = 2^(9 - 1) = 256 and back = 2^-8; 3 becomes 768. Then
+ * second terms of f16, 2^-11 of the first, are normal numbers, too. Exponents are kept to where
+ * both powers are normal: zeros go up by 2^116, to zeros. */
+struct range { float up, back; };
+static __device__ __forceinline__ range range_of(float top) {
+  int exponent = static_cast<int>(__float_as_uint(top) >> 23);  /* biased by 127 */
+  exponent = exponent < 20 ? 20 : exponent > 240 ? 240 : exponent;
+  return range{ __uint_as_float(static_cast<uint32_t>(254 - exponent + 9) << 23),
+                __uint_as_float(static_cast<uint32_t>(exponent - 9) << 23) };
 }
 
-/* Two whole numbers of 4 bits, less 8, as a register of f16: those in bits 4 k and 16 + 4 k. A
- * nibble n under 0x6400 is 1024 + n, exactly, and 1024 + 8 are taken off; one that lies 4 bits
- * higher is 1024 + 16 n, of which a sixteenth is 64 + n. So one shift serves four pairs. */
-static __device__ __forceinline__ uint32_t halves_of_nibbles(uint32_t bits, int k) {
-#ifdef PYR_EMULATED
-  uint32_t pair = bits >> 4 * k & 0x000f000fu;
-  float low = static_cast<float>(static_cast<int>(pair & 15) - 8),
-      high = static_cast<float>(static_cast<int>(pair >> 16) - 8);
-  return f16_of_f32(low) | static_cast<uint32_t>(f16_of_f32(high)) << 16;
-#else
-  uint32_t halves, shifted = bits >> k / 2 * 8;
-  if (k % 2 == 0)
-    asm("sub.f16x2 %0, %1, %2;" : "=r"(halves)
-        : "r"((shifted & 0x000f000fu) | 0x64006400u), "r"(0x64086408u));
-  else
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(halves)
-        : "r"((shifted & 0x00f000f0u) | 0x64006400u), "r"(0x2c002c00u), "r"(0xd480d480u));
-  return halves;
-#endif
+/* Four whole numbers of 8 bits as two registers of f16, the first pair and the second. As unsigned,
+ * a byte under 0x64 is 1024 + it, exactly; 1024 + 128 are taken off. */
+static __device__ __forceinline__ void halves_of_bytes(uint32_t bytes, uint32_t &first,
+                                                       uint32_t &second) {
+  const uint32_t raised = bytes ^ 0x80808080u, one = 0x3c003c00u, offset = 0xe480e480u;
+  first = fma_halves(__byte_perm(raised, 0x64646464u, 0x4140), one, offset);
+  second = fma_halves(__byte_perm(raised, 0x64646464u, 0x4342), one, offset);
+}
+
+/* Whole numbers of 4 bits in words of eight, v0 to v7, of which pair k has v(2k) in bits 4 k and
+ * v(2k + 1) in bits 16 + 4 k. A register of f16 is made of a pair by a mask and a multiply-add:
+ *
+ *     k even   n under 0x6400 is 1024 + n, exactly: times s, less 1024 s, it is n s
+ *     k odd    n lies 4 bits higher; under 0x5400 it is 64 + n: less 64 s
+ *
+ * so that one shift serves two pairs. n s is exact where it is below 2,048: one rounding, of an
+ * exact sum. Numbers of 5 and 6 bits have the rest in `high`, in bits 4 (k odd: 8) and more of each
+ * half. `by`: s twice; less[k % 2]: what is taken off. */
+template <int HIGH>
+static __device__ __forceinline__ uint32_t halves_of_nibbles(uint32_t word, int k, uint32_t high,
+                                                             uint32_t by, const uint32_t *less) {
+  constexpr uint32_t MASK = HIGH == 0 ? 0 : HIGH == 1 ? 0x00100010u : 0x00300030u;
+  uint32_t shifted = word >> k / 2 * 8, raised = k % 2 == 0
+      ? (shifted & 0x000f000fu) | 0x64006400u : (shifted & 0x00f000f0u) | 0x54005400u;
+  if (HIGH != 0) raised |= high & (k % 2 == 0 ? MASK : MASK << 4);
+  return fma_halves(raised, by, less[k % 2]);
 }
 
 /* Four values of fp8_e4m3 likewise, exactly. */
@@ -268,14 +276,10 @@ static __device__ __forceinline__ float put_split(uint16_t *tile, int row, int p
     float top = 0;
 #pragma unroll
     for (int i = 0; i < D / WARP; i++) top = fmaxf(top, fabsf(x[i]));
-    /* A highest value of 3 is scaled by 2^8 to 768, and back = 2^-8. All zeros: by 2^116, to zeros.
-     */
-    int exponent = static_cast<int>(__float_as_uint(warp_max(top)) >> 23);  /* biased by 127 */
-    exponent = exponent < 20 ? 20 : exponent > 240 ? 240 : exponent;
-    float scale = __uint_as_float(static_cast<uint32_t>(254 - exponent + 9) << 23);
-    back = __uint_as_float(static_cast<uint32_t>(exponent - 9) << 23);
+    range r = range_of(warp_max(top));
+    back = r.back;
 #pragma unroll
-    for (int i = 0; i < D / WARP; i++) x[i] *= scale;
+    for (int i = 0; i < D / WARP; i++) x[i] *= r.up;
   }
 #pragma unroll
   for (int i = 0; i < D / WARP; i += 2) {

@@ -1,9 +1,9 @@
-/* pack.cu — brings q8_0 and q4_0 weights into the order of pack.cuh when a model is loaded.
+/* pack.cu — brings quantised weights into the order of pack.cuh when a model is loaded.
  *
  *     rows in a file     | row 0: block 0 | block 1 | … | row 1: block 0 | block 1 | …
  *     a pack of 16       | block 0 of rows 0-15          | block 1 of rows 0-15          | …
  *
- * The bytes are the same, and as many: nothing is rounded, and pack_place says where each is. */
+ * The numbers are the same, in as many bytes: nothing is rounded. */
 #include "linear.cuh"
 
 /* Rows to a pack, or 0 if the tensor stays as it is. Packs take a matrix of whole packs, of a dtype
@@ -15,39 +15,108 @@ static int32_t cuda_interleaved(const pyr_backend *, const pyr_tensor *w) {
   return w->rank == 2 && packs && w->shape[0] % PACK == 0 && streamed ? PACK : 0;
 }
 
-/* Byte b of the four that lane t of a row has of nibbles, out of the 16 bytes of a file's block,
- * which has column j in the low half of byte j, and column j + 16 in the high half. Byte b begins
- * at bit 8 b. */
-static __device__ __forceinline__ uint8_t nibbles_of(const uint8_t *values, int t, int b) {
-  int two = 0;
-  for (int half = 0; half < 2; half++) {
-    int col = t * 8 + b % 2 * 4 + half * 2 + b / 2;           /* nibble_shift(col) = 8 b + 4 half */
-    int byte = values[col % 16];
-    two |= (col < 16 ? byte & 15 : byte >> 4) << 4 * half;
+/* The column of a chunk of 32 that is value v of lane t of a row: pack_value's other way. */
+static __device__ __forceinline__ int column_of(int t, int v) { return v / 4 * 16 + t * 4 + v % 4; }
+
+/* Words of a unit of a pack, made of the blocks of its 16 rows: row r's is at from + r * stride. */
+struct unit_source {
+  const uint8_t *from;
+  size_t stride;
+  __device__ const uint8_t *block(int row) const {
+    return from + static_cast<size_t>(row) * stride;
   }
-  return static_cast<uint8_t>(two);
+};
+
+/* A row's number in column `col` of a unit, as its file has it. */
+template <int DTYPE>
+static __device__ __forceinline__ int number_at(const uint8_t *block, int col) {
+  return DTYPE == PACKED + PYR_Q4_0 ? nibble_of(block + 2, col)
+      : DTYPE == PACKED + PYR_Q6_K ? number_of_q6_k(block, col)
+      : number_of_k(block, DTYPE == PACKED + PYR_Q5_K, col);
 }
 
-/* A block for each pack and 32 columns; a thread for each byte of it: 2 of the scale, 32 values, or
- * 16 bytes of two. Row by row as it is read; the first two bytes of a row's block go to its scale's
- * place, the others where pack_place or nibbles_place says. Runs once, when a model is loaded:
- * bytes bound it. */
+/* Four bits each of lane t's eight columns of a chunk. */
+template <int DTYPE>
+static __device__ __forceinline__ uint32_t nibbles_of(const uint8_t *block, int chunk, int t) {
+  uint32_t word = 0;
+  for (int v = 0; v < 8; v++)
+    word |= static_cast<uint32_t>(number_at<DTYPE>(block, chunk * 32 + column_of(t, v)) & 15)
+        << nibble_bit(v);
+  return word;
+}
+
+/* What the numbers of q5_k and q6_k have beyond four bits: word n of what follows the nibbles. */
+template <int DTYPE>
+static __device__ __forceinline__ uint32_t extras_of(const unit_source &u, int n) {
+  constexpr int CHUNKS = extra_bits(DTYPE) == 1 ? 2 : 1;   /* of a word */
+  int lane = n % 128 / 4, first = n / 128 * 4 + n % 4 * CHUNKS;
+  uint32_t word = 0;
+  for (int i = 0; i < 2 * CHUNKS * 8; i++) {
+    int row = lane / 4 + i / 8 % 2 * 8, col = (first + i / 16) * 32 + column_of(lane % 4, i % 8);
+    word |= static_cast<uint32_t>(number_at<DTYPE>(u.block(row), col) >> 4)
+        << extra_bit(DTYPE, row, col);
+  }
+  return word;
+}
+
+/* Words of rows g and g + 8: two f16, of q4_k's and q5_k's scales, of q6_k's. */
+static __device__ __forceinline__ uint32_t two_scales(const unit_source &u, int g, int at) {
+  return load16(u.block(g) + at) | static_cast<uint32_t>(load16(u.block(g + 8) + at)) << 16;
+}
+static __device__ __forceinline__ uint32_t scales_of_k(const uint8_t *block, int word) {
+  uint32_t out = 0;
+  if (word == 3) return load16(block) | static_cast<uint32_t>(load16(block + 2)) << 16;
+  for (int g = 0; g < 8; g++) {
+    auto min = static_cast<uint32_t>(min_number(block, g));
+    if (word == 2) out |= (min & 15) << nibble_bit(g);
+    else if (word == g % 2) out |= (min >> 4) << (g / 2 * 8 + 6);
+    if (word == g / 4) out |= static_cast<uint32_t>(scale_number(block, g)) << g % 4 * 8;
+  }
+  return out;
+}
+static __device__ __forceinline__ uint32_t scales_of_q6_k(const uint8_t *block, int word) {
+  uint32_t out = 0;
+  for (int i = 0; i < 4; i++)
+    out |= static_cast<uint32_t>(block[192 + word * 4 + i] ^ 0x80) << 8 * i;
+  return out;
+}
+
+/* Word n of a unit. */
+template <int DTYPE>
+static __device__ __forceinline__ uint32_t word_of(const unit_source &u, int n) {
+  constexpr bool BLOCKS = unit_cols(DTYPE) == 32;
+  constexpr int HEAD = (BLOCKS ? 2 * PACK : nibbles_at(DTYPE)) / 4;
+  constexpr int F16 = BLOCKS ? HEAD : DTYPE == PACKED + PYR_Q6_K ? 8 : 0;  /* of f16 scales */
+  if (n < F16) return two_scales(u, n, BLOCKS ? 0 : 208);
+  if (n < HEAD) {
+    int place = (n - F16) / 4, row = place / 2 + place % 2 * 8;      /* row_place's other way */
+    return DTYPE == PACKED + PYR_Q6_K ? scales_of_q6_k(u.block(row), (n - F16) % 4)
+        : scales_of_k(u.block(row), (n - F16) % 4);
+  }
+  n -= HEAD;
+  if (DTYPE == PACKED + PYR_Q8_0) {
+    int lane = n / 4, row = lane / 4 + n / 2 % 2 * 8;
+    uint32_t word = 0;
+    for (int v = 0; v < 4; v++)
+      word |= static_cast<uint32_t>(u.block(row)[2 + column_of(lane % 4, n % 2 * 4 + v)]) << 8 * v;
+    return word;
+  }
+  if (BLOCKS) return nibbles_of<DTYPE>(u.block(n / 8 + n % 2 * 8), 0, n / 2 % 4);
+  if (n < NIBBLES / 4)
+    return nibbles_of<DTYPE>(u.block(n % 128 / 16 + n % 2 * 8), n / 128 * 2 + n / 2 % 2,
+                             n / 4 % 4);
+  return extras_of<DTYPE>(u, n - NIBBLES / 4);
+}
+
+/* A block for each unit and pack; a thread for each of its words, all of whose bits it looks up.
+ * Runs once, when a model is loaded. */
 template <int DTYPE>
 static __global__ void pack_kernel(uint8_t *to, const uint8_t *rows, size_t stride) {
-  constexpr int BYTES = block_bytes(DTYPE);
-  uint8_t *pack = to + static_cast<size_t>(blockIdx.y) * PACK * stride
-      + blockIdx.x * pack_bytes(DTYPE);
-  const uint8_t *from = rows + static_cast<size_t>(blockIdx.y) * PACK * stride + blockIdx.x * BYTES;
-  for (int i = static_cast<int>(threadIdx.x); i < PACK * BYTES; i += static_cast<int>(blockDim.x)) {
-    int row = i / BYTES, at = i % BYTES;
-    const uint8_t *block = from + static_cast<size_t>(row) * stride;
-    if (at < 2) pack[row * 2 + at] = block[at];
-    else if (DTYPE == PACKED) pack[pack_place(row, at - 2)] = block[at];
-    else {
-      int t = (at - 2) / 4, b = (at - 2) % 4;
-      pack[nibbles_place(row, t * 8) + b] = nibbles_of(block + 2, t, b);
-    }
-  }
+  size_t pack = static_cast<size_t>(blockIdx.y) * PACK * stride;
+  auto *unit = reinterpret_cast<uint32_t *>(to + pack + blockIdx.x * pack_bytes(DTYPE));
+  unit_source u = { rows + pack + blockIdx.x * unit_bytes(DTYPE), stride };
+  for (int n = static_cast<int>(threadIdx.x); n < pack_bytes(DTYPE) / 4;
+       n += static_cast<int>(blockDim.x)) unit[n] = word_of<DTYPE>(u, n);
 }
 
 /* The rows may be the host's; they pass through scratch, so many packs at a time as fit it, and as
@@ -67,12 +136,17 @@ static pyr_status cuda_interleave(pyr_backend *be, void *to, const pyr_tensor *w
                                                                + at, bytes, cudaMemcpyDefault,
                                                                    cuda->stream));
     if (status != PYR_OK) break;
-    dim3 grid(static_cast<unsigned>(w->shape[1] / 32), static_cast<unsigned>(some));
     uint8_t *packed = static_cast<uint8_t *>(to) + at;
-    if (w->dtype == PYR_Q8_0)
-      PYR_LAUNCH(pack_kernel<PACKED>, grid, 256, 0, cuda, packed, cuda->scratch, w->stride);
-    else
-      PYR_LAUNCH(pack_kernel<PACKED_NIBBLES>, grid, 256, 0, cuda, packed, cuda->scratch, w->stride);
+#define INTERLEAVE(dtype) \
+  PYR_LAUNCH(pack_kernel<dtype>, \
+             dim3(static_cast<unsigned>(w->shape[1] / unit_cols(dtype)), \
+                  static_cast<unsigned>(some)), \
+             256, 0, cuda, packed, cuda->scratch, w->stride)
+    switch (static_cast<int>(w->dtype) + PACKED) {
+      PYR_PACK_CASES(INTERLEAVE)
+      default: return cuda_refuse(be, "interleave", "weights of a dtype that has no packs");
+    }
+#undef INTERLEAVE
     status = cuda_launched(be, "interleave");
   }
   return status;

@@ -48,11 +48,11 @@
   X(arg, Q4_0,     q4_0,     WEIGHT,  32,  18, 1, TWO_WAY,  2, NULL,   Q4_0, \
     WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS | PACKS) \
   X(arg, Q4_K,     q4_k,     WEIGHT, 256, 144, 1, ONE_WAY, 12, NULL,   Q4_K, \
-    WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
+    WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS | PACKS) \
   X(arg, Q5_K,     q5_k,     WEIGHT, 256, 176, 1, ONE_WAY, 13, NULL,   Q5_K, \
-    WEIGHTS | BF16 | BYTES, WEIGHTS) \
+    WEIGHTS | BF16 | BYTES, WEIGHTS | PACKS) \
   X(arg, Q6_K,     q6_k,     WEIGHT, 256, 210, 1, ONE_WAY, 14, NULL,   Q6_K, \
-    WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
+    WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS | PACKS) \
   X(arg, FP8_E4M3, fp8_e4m3, ROW,      1,   1, 1, TWO_WAY, -1, NULL,   FP8_E4M3, ROWS, ROWS) \
   X(arg, Q4_1,     q4_1,     WEIGHT,  32,  20, 1, TWO_WAY,  3, NULL,   Q4_1, \
     WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \

@@ -138,6 +138,14 @@ template <typename T> inline T atomicMax(T *at,
 template <typename T> inline T __ldcg(const T *at) { return *at; }
 inline void __threadfence() {}
 
+/* Four of the eight bytes of a (0 to 3) and b (4 to 7), named by the nibbles of `which`. */
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned which) {
+  uint64_t both = a | static_cast<uint64_t>(b) << 32;
+  unsigned out = 0;
+  for (int i = 0; i < 4; i++)
+    out |= static_cast<unsigned>(both >> (which >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  return out;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }

@@ -110,6 +110,18 @@ static inline uint32_t times_256(uint32_t halves) {
   return out;
 }
 
+/* In double precision the product is exact, and so are sums of what kernels join. */
+static inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t out = 0;
+  for (int i = 0; i < 2; i++) {
+    double of[3];
+    const uint32_t pairs[3] = { a, b, c };
+    for (int k = 0; k < 3; k++) of[k] = static_cast<double>(f32_of_f16(half_of(pairs[k], i)));
+    out |= static_cast<uint32_t>(f16_of_f32(static_cast<float>(of[0] * of[1] + of[2]))) << 16 * i;
+  }
+  return out;
+}
+
 static inline float power_of_two(float x) { return exp2f(x); }
 
 #endif

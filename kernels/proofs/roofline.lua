@@ -29,13 +29,16 @@ local function code_of(file, kernel)
   return listings[path][kernel]
 end
 
--- The share in percent, the loop, and its busiest unit.
+-- The share in percent, the loop, and its busiest unit: of a turn of the loop, with its part of
+-- what stands around it.
 local function share_of(one)
   local code = code_of(one.file, one.kernel)
   local loop = code and sass.loop(code, one.loop)
-  if not loop then return nil end
+  local around = loop and one.around and sass.around(code, loop, one.around)
+  if not loop or (one.around and not around) then return nil end
   local unit, most = "issue", 0
   for name, cycles in pairs(loop.busy) do
+    if around then cycles = cycles + around.busy[name] * one.part end
     if cycles > most or (cycles == most and name < unit) then unit, most = name, cycles end
   end
   return 100 * one.bytes(loop) / BYTES / most, loop, unit

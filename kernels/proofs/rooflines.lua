@@ -2,13 +2,28 @@
 -- to reach (roofline.lua). By nvcc 13.0 for sm_90a; another compiler may move them.
 --
 -- `loop` is the instruction that the main loop has most of; bytes(loop): what one turn of it reads
--- of weights or rows, by one warp.
+-- of weights or rows, by one warp. `around`: an instruction of what stands around the loop, once
+-- for several of its turns, and counts for a `part` of each.
 local list = {}
 
 -- A warp's turn: 32 rows by 128 columns.
 local function stream(kernel, bits, share)
   list[#list + 1] = { file = "linear_few", kernel = kernel, loop = "HMMA", share = share,
     bytes = function() return 32 * 128 * bits / 8 end }
+end
+
+-- A warp's turn: 32 rows by a step of columns. Around it, a warp splits x of one step, for all
+-- warps of its block and, of 8 tokens, the four steps of a stage (of 16 two, of 32 one). Steps of
+-- half as many columns are twice as many, of which a warp splits two, one after the other.
+local function packs(weights, name, bits, shares)
+  for i, tokens in ipairs { 1, 2, 4 } do
+    local columns = bits == 8.5 and 128 or 256
+    list[#list + 1] = { file = "linear_packs",
+      kernel = ("packs_kernel<%s,%d>"):format(weights, tokens),
+      name = ("packs_kernel<%s,%d>"):format(name, tokens), loop = "HMMA", share = shares[i],
+      around = "STS.128", part = tokens / 4,
+      bytes = function() return 32 * columns * bits / 8 end }
+  end
 end
 
 -- A warp's turn: a value of each of 32 lanes, as often as the loop is unrolled; each is multiplied
@@ -25,23 +40,22 @@ local function decode(arguments, dims, bytes, share)
     loop = "HMMA", share = share, bytes = function() return 2 * 16 * dims * bytes end }
 end
 
-stream("stream_kernel<plain_weights<bf16>,1>", 16, 315.8)
-stream("stream_kernel<plain_weights<bf16>,2>", 16, 173.6)
-stream("stream_kernel<plain_weights<bf16>,4>", 16, 91.6)
-stream("stream_kernel<plain_weights<f16>,1>", 16, 324.5)
-stream("stream_kernel<plain_weights<f16>,2>", 16, 181.8)
-stream("stream_kernel<plain_weights<f16>,4>", 16, 100.1)
-stream("stream_kernel<packed_weights,1>", 8.5, 121.2)
-stream("stream_kernel<packed_weights,2>", 8.5, 82.3)
-stream("stream_kernel<packed_weights,4>", 8.5, 50.6)
-stream("stream_kernel<packed_nibbles,1>", 4.5, 61.3)
-stream("stream_kernel<packed_nibbles,2>", 4.5, 42.2)
-stream("stream_kernel<packed_nibbles,4>", 4.5, 26.1)
+stream("stream_kernel<plain_weights<bf16>,1>", 16, 320.4)
+stream("stream_kernel<plain_weights<bf16>,2>", 16, 174.3)
+stream("stream_kernel<plain_weights<bf16>,4>", 16, 91.9)
+stream("stream_kernel<plain_weights<f16>,1>", 16, 334.3)
+stream("stream_kernel<plain_weights<f16>,2>", 16, 183.3)
+stream("stream_kernel<plain_weights<f16>,4>", 16, 104.6)
+packs("packed_q8_0", "q8_0", 8.5, { 168.1, 129.4, 83.4 })
+packs("packed_q4_0", "q4_0", 4.5, { 83.9, 69.0, 45.0 })
+packs("packed_k<0>", "q4_k", 4.5, { 92.5, 69.7, 46.2 })
+packs("packed_k<1>", "q5_k", 5.5, { 87.0, 74.7, 51.8 })
+packs("packed_q6_k", "q6_k", 6.5625, { 107.2, 86.9, 59.9 })
 few(0, "f32", 32, 76.6)
 few(4, "q4_0", 4.5, 4.0)
 few(5, "q4_k", 4.5, 2.9)
 few(6, "q5_k", 5.5, 3.3)
-few(7, "q6_k", 6.5625, 3.8)
+few(7, "q6_k", 6.5625, 4.0)
 few(9, "q4_1", 5, 4.6)
 few(10, "q5_0", 5.5, 4.0)
 few(11, "q5_1", 6, 4.5)

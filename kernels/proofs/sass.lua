@@ -66,24 +66,11 @@ local function loops(code)
   return found
 end
 
---- Counts of the main loop, by whole names and by what keeps a unit busy: of the loops with most
---- instructions that begin with `of` the shortest, as parts that lie out of line branch back over
---- more than the loop. nil: there is none.
-function sass.loop(code, of)
-  local best, most = nil, 1
-  for _, range in ipairs(loops(code)) do
-    local found, length = 0, range[2] - range[1]
-    for i = range[1], range[2] do
-      if code[i].op and code[i].op:find(of, 1, true) == 1 then found = found + 1 end
-    end
-    if found > most or (found == most and (not best or length < best[2] - best[1])) then
-      best, most = range, found
-    end
-  end
-  if not best then return nil end
+-- What the instructions of a range are, by whole names, and how long each unit is busy with them.
+local function counts_of(code, range)
   local ops = {}
   local busy = { issue = 0, integer = 0, float = 0, wide = 0, special = 0, memory = 0, tensor = 0 }
-  for i = best[1], best[2] do
+  for i = range[1], range[2] do
     local op = code[i].op
     local name = op and op:match "^[^%.]+"
     if op then
@@ -99,7 +86,44 @@ function sass.loop(code, of)
       end
     end
   end
-  return { ops = ops, busy = busy, instructions = busy.issue }
+  return { ops = ops, busy = busy, instructions = busy.issue, range = range }
+end
+
+--- Counts of the main loop: of the loops with most instructions that begin with `of` the shortest,
+--- as parts that lie out of line branch back over more than the loop. nil: there is none.
+function sass.loop(code, of)
+  local best, most = nil, 1
+  for _, range in ipairs(loops(code)) do
+    local found, length = 0, range[2] - range[1]
+    for i = range[1], range[2] do
+      if code[i].op and code[i].op:find(of, 1, true) == 1 then found = found + 1 end
+    end
+    if found > most or (found == most and (not best or length < best[2] - best[1])) then
+      best, most = range, found
+    end
+  end
+  return best and counts_of(code, best)
+end
+
+--- Counts of what stands around a loop in the shortest loop that has another instruction that
+--- begins with `with`; nil: there is none.
+function sass.around(code, loop, with)
+  local best
+  local first, last = loop.range[1], loop.range[2]
+  for _, range in ipairs(loops(code)) do
+    local outside = false
+    for i = range[1], range[2] do
+      local op = (i < first or i > last) and code[i].op
+      outside = outside or (op and op:find(with, 1, true) == 1)
+    end
+    if outside and range[1] <= first and range[2] >= last
+      and (not best or range[2] - range[1] < best[2] - best[1]) then best = range end
+  end
+  if not best then return nil end
+  local around = counts_of(code, best)
+  for unit, cycles in pairs(loop.busy) do around.busy[unit] = around.busy[unit] - cycles end
+  around.instructions = around.busy.issue
+  return around
 end
 
 return sass

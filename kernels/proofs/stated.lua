@@ -13,9 +13,9 @@ local tile = { stack = 96, spills = 112 }
 -- heads of 256 dimensions.
 local widened = { stack = 120, spills = 160 }
 
--- Sums of 32 tokens, and of each block of 32 columns, beside 4 KiB of weights under way: some
--- twenty values a step of over a thousand instructions.
-local packs = { stack = 48, spills = 56 }
+-- Sums of 32 tokens, and of a step, beside 4 to 7 KiB of weights under way: some values a step of
+-- over a thousand instructions. Of 8 tokens, where a multiprocessor has three blocks, and of 16.
+local packs, packs_few = { stack = 96, spills = 368 }, { stack = 40, spills = 56 }
 
 -- The last argument of attention's kernels and of the score pass's tiles is whether scores are
 -- capped or sloped: a position, a slope and the steps of tanh beside the above.
@@ -49,6 +49,11 @@ return {
   ["decode_kernel<bf16,0,256,2,1>"] = widened, ["decode_kernel<f16,0,256,2,1>"] = widened,
     ["decode_kernel<f16,1,256,2,1>"] = widened,
   ["mass_tiles_kernel<f16,1,128,2,2,1>"] = few,
-  ["stream_kernel<packed_weights,4>"] = packs,
+  ["packs_kernel<packed_q8_0,4>"] = packs, ["packs_kernel<packed_q4_0,4>"] = packs,
+  ["packs_kernel<packed_k<0>,4>"] = packs, ["packs_kernel<packed_k<1>,4>"] = packs,
+  ["packs_kernel<packed_q6_k,4>"] = packs,
+  ["packs_kernel<packed_q4_0,1>"] = packs_few, ["packs_kernel<packed_q4_0,2>"] = packs_few,
+  ["packs_kernel<packed_k<1>,1>"] = packs_few,
+  ["packs_kernel<packed_q6_k,1>"] = packs_few, ["packs_kernel<packed_q6_k,2>"] = packs_few,
   output_kernel = few,
 }

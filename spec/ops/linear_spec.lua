@@ -90,6 +90,7 @@ for _, dtype in ipairs(dtypes) do
         compare(dtype, shape[1], shape[2], (shape[3] + block - 1) // block * block)
       end
       compare(dtype, 5, 272, 512, { bias = true, accumulate = true })
+      compare(dtype, 2, 272, 2304)           -- a part of several stages of x, where it is staged
       compare(dtype, small + 3, 48, 256, { bias = true })
     end)
 
