@@ -73,11 +73,11 @@ template <int DTYPE> static pyr_status multiply_many(pyr_backend *be, const line
 /* ---- rounded operands ------------------------------------------------------------------------ */
 
 /* A block for a row, from the first-th on: values of any dtype as f16 or bf16, `ld` from row to
- * row. */
+ * row. Of weights in packs: cuda_unpack. */
 static __global__ void round_kernel(uint16_t *out, int64_t ld, const uint8_t *rows, size_t stride,
                                     int dtype, int64_t first, int64_t cols, bool half) {
   for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) {
-    float x = weight_at(rows, stride, dtype, first + blockIdx.x, i);
+    float x = value_at(rows + static_cast<size_t>(first + blockIdx.x) * stride, dtype, i);
     out[blockIdx.x * ld + i] = half ? f16_of_f32(x) : bf16_of_f32(x);
   }
 }
@@ -120,7 +120,7 @@ void cuda_blas_close(pyr_cuda *cuda) {
  *
  *     x (f32)    --- round_kernel --->  s.x, 16 bits    |
  *     w          --- round_kernel --->  s.w, a strip    | cuBLASLt ---> out, a strip of columns
- *     (or as it lies)                                   |
+ *     (or as it lies; packs by cuda_unpack)             |
  *
  * All of it is issued on one stream: a strip's product has read s.w before the next strip is
  * written. */
@@ -152,7 +152,8 @@ static pyr_status rounded(pyr_backend *be, const linear_call &c, bool *taken) {
   for (int64_t row = 0; row < c.rows && status == PYR_OK; row += strip) {
     int64_t some = c.rows - row < strip ? c.rows - row : strip;
     const uint8_t *w = c.w + static_cast<size_t>(row) * c.stride;
-    if (!direct)
+    if (c.dtype >= PACKED) cuda_unpack(cuda, s.w, ld, c, row, some);
+    else if (!direct)
       PYR_LAUNCH(round_kernel, static_cast<unsigned>(some), 256, 0, cuda, s.w, ld, c.w, c.stride,
                  static_cast<int>(c.dtype), row, c.cols, half);
     blas_product product = { c.out + row, c.rows, x, ld_x,

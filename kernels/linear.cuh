@@ -48,12 +48,20 @@ struct stream_call {
   int *arrived;  /* [blocks of rows] parts that are done; 0 again at the end */
 };
 
-/* The end of a block: its sums of 8 N tokens, as operand c of 16 x 8 x 16 has them, go to out or,
- * if the columns are cut, to scratch. row: the first of the warp's. */
+/* Who has what of 128 rows and 8 tokens at the end: a warp 32 rows, in two times 16 (m), and of
+ * those lane 4 g + t
+ *
+ *               tokens 2t, 2t + 1
+ *     row g     sum[n][m][0], [1]
+ *     row g+8   sum[n][m][2], [3]
+ *
+ * The end of a block: its sums of 8 N tokens, as operand c of 16 x 8 x 16 has them, go to out or,
+ * if the columns are cut, to scratch. row: the first of the warp's; last: the
+ * kernel's shared flag. */
 template <int N>
 static __device__ __forceinline__ void leave_sums(const stream_call &s,
-                                                  const float (&sum)[N][MT][4], int64_t row) {
-  __shared__ bool last;
+                                                  const float (&sum)[N][MT][4], int64_t row,
+                                                  bool &last) {
   const linear_call &c = s.c;
   int lane = lane_of_warp();
   row += lane / 4;
@@ -106,5 +114,9 @@ bool cuda_streams(const linear_call &c);
 /* Columns of a step of weights in packs, and launches their kernel (linear_packs.cu). */
 int64_t cuda_pack_step(int64_t dtype);
 void cuda_launch_packs(pyr_cuda *cuda, const stream_call &s, dim3 grid);
+/* Rows [first, first + rows) of c.w, whole packs, as bf16, `ld` values from row to row, a multiple
+ * of 4. */
+void cuda_unpack(pyr_cuda *cuda, uint16_t *out, int64_t ld, const linear_call &c, int64_t first,
+                 int64_t rows);
 
 #endif

@@ -171,13 +171,14 @@ static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const 
     for (int i = 0; i < 4; i++) sum[m][i] += (most[m][i] + less[m][i]) * back[i % 2];
 }
 
-/* Grid: blocks of rows, parts of columns. 8 N tokens. No shared memory but leave_sums' flag. All
+/* Grid: blocks of rows, parts of columns. 8 N tokens. No shared memory but `last`. All
  * loads of a step are issued before the first product waits for one: that is what keeps bytes under
  * way. A multiprocessor has three blocks, or two where N sums ask for more registers. */
 template <typename W, int N>
 static __global__ void __launch_bounds__(WARPS * WARP,
                                          N == 4 || (N == 2 && W::T::narrow) ? 2
                                          : 3) stream_kernel(stream_call s) {
+  __shared__ bool last;
   const linear_call &c = s.c;
   int64_t row = static_cast<int64_t>(blockIdx.x) * ROWS + warp_of_block() * MT * 16;
   int64_t begin = blockIdx.y * s.part_cols, end = begin + s.part_cols < c.cols
@@ -194,7 +195,7 @@ static __global__ void __launch_bounds__(WARPS * WARP,
 #pragma unroll
     for (int n = 0; n < N; n++) multiply_step<W>(sum[n], c, w, n * 8, col);
   }
-  leave_sums<N>(s, sum, row);
+  leave_sums<N>(s, sum, row, last);
 }
 
 template <typename W> static void launch_stream(const stream_call &s, dim3 grid, pyr_cuda *cuda) {

@@ -18,7 +18,9 @@ static int32_t cuda_interleaved(const pyr_backend *, const pyr_tensor *w) {
 /* The column of a chunk of 32 that is value v of lane t of a row: pack_value's other way. */
 static __device__ __forceinline__ int column_of(int t, int v) { return v / 4 * 16 + t * 4 + v % 4; }
 
-/* Words of a unit of a pack, made of the blocks of its 16 rows: row r's is at from + r * stride. */
+/* Words of a unit of a pack, made of the blocks of its 16 rows: row r's is at from + r * stride. A
+ * word is looked up from its own place: which lane's it is, which row's and columns', and then bit
+ * by bit, which takes no more than the file's bytes, most of which are in L1 by then. */
 struct unit_source {
   const uint8_t *from;
   size_t stride;
@@ -45,7 +47,11 @@ static __device__ __forceinline__ uint32_t nibbles_of(const uint8_t *block, int 
   return word;
 }
 
-/* What the numbers of q5_k and q6_k have beyond four bits: word n of what follows the nibbles. */
+/* Word n % 4 of lane n % 128 / 4 has, of q5_k, 64 columns of both the lane's rows, 32 bits of 32
+ * numbers; of q6_k 32 columns, 2 bits of 16 numbers each, and after 128 columns the lanes come
+ * again.
+ *
+ * What the numbers of q5_k and q6_k have beyond four bits: word n of what follows the nibbles. */
 template <int DTYPE>
 static __device__ __forceinline__ uint32_t extras_of(const unit_source &u, int n) {
   constexpr int CHUNKS = extra_bits(DTYPE) == 1 ? 2 : 1;   /* of a word */
@@ -81,7 +87,8 @@ static __device__ __forceinline__ uint32_t scales_of_q6_k(const uint8_t *block, 
   return out;
 }
 
-/* Word n of a unit. */
+/* Word n of a unit. Of q4_0, 72 words: 8 of two scales each, then two for each lane. Word 8 + 13 is
+ * lane 6's second: row 6 / 4 + 8 = 9, its columns 8 to 11 and 24 to 27. */
 template <int DTYPE>
 static __device__ __forceinline__ uint32_t word_of(const unit_source &u, int n) {
   constexpr bool BLOCKS = unit_cols(DTYPE) == 32;

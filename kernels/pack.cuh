@@ -42,6 +42,12 @@
  * q6_k: f16 scales of rows g and g + 8 beside each other; then 16 bytes for each row, g before
  * g + 8: its 16 scales, each plus 128.
  *
+ * Value 200 of row 9, q4_k: chunk 6, column 8 of it: lane 1 * 4 + 8 / 4 = 6, v0; 64 columns from
+ * 192 on are the fourth 512 bytes of NIBBLES, and of row 9's two words there the first: byte 256 +
+ * 3 * 512 + 6 * 16 + 4, bits 0 to 3. Its scale s6 is in word 1 of row 9's four, which begin at byte
+ * (1 * 2 + 1) * 16 = 48: the low six bits of byte 48 + 4 + 2. Its min m6: bits 12 to 15 of word 2,
+ * and the highest two of byte 3 of word 0.
+ *
  * The bits beyond four (extra_bit) are where a mask takes them to a pair's place after one of a few
  * shifts that serve all pairs of a word, of a lane's both rows (and, of q5_k, 64 columns). */
 #ifndef PYR_CUDA_PACK_CUH
@@ -91,7 +97,9 @@ static __device__ __forceinline__ const uint8_t *pack_unit(const uint8_t *w, siz
       + i / unit_cols(DTYPE) * pack_bytes(DTYPE);
 }
 
-/* Whose a value is, and its number there. Row of a pack, column of a unit. */
+/* Whose a value is, and its number there. Row of a pack, column of a unit. Row 11, column 22: lane
+ * 3 * 4 + 6 / 4 = 13, v(4 + 2): bits 12 to 15 of lane 13's second word of that chunk, and it is the
+ * low half of pair 3, which a lane puts into second[3]. */
 static __host__ __device__ __forceinline__ int pack_lane(int row, int col) {
   return row % 8 * 4 + col % 16 / 4;
 }

@@ -998,7 +998,7 @@ static pyr_status place_tables(pyr_model *model) {
  * the backend interleaves, the output is a copy in that order, and the file's rows stay mapped, of
  * which a prompt touches a few. Of Gemma 3 270M, 262,144 rows of 680 bytes, the copy is 170 MiB:
  * two thirds of what a step reads. Under a memory limit it is only made where as much again is left
- * then, for the caches that are to come; else both are one, as they are on devices. */
+ * then, for the caches that are to come; else both are one. */
 static pyr_status tie_output(pyr_model *model) {
   pyr_backend *be = pyr_runtime_backend(model->rt);
   pyr_tensor output = model->embed;
@@ -1009,7 +1009,7 @@ static pyr_status tie_output(pyr_model *model) {
   }
   const pyr_tensor rows_of_embed = output;
   model->output = output;
-  if (output.interleaved || !be->interleaved || !reads_host_memory(be)) return PYR_OK;
+  if (output.interleaved || !be->interleaved) return PYR_OK;
   size_t bytes = output.stride * (size_t)output.shape[0];
   void *rows;
   output.interleaved = be->interleaved(be, &output);

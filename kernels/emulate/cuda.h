@@ -138,7 +138,8 @@ template <typename T> inline T atomicMax(T *at,
 template <typename T> inline T __ldcg(const T *at) { return *at; }
 inline void __threadfence() {}
 
-/* Four of the eight bytes of a (0 to 3) and b (4 to 7), named by the nibbles of `which`. */
+/* Four of the eight bytes of a (0 to 3) and b (4 to 7), named by the nibbles of `which`, the lowest
+ * first: of 0x44332211, 0x88776655 and 0x7140 it is 0x88225511. */
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned which) {
   uint64_t both = a | static_cast<uint64_t>(b) << 32;
   unsigned out = 0;

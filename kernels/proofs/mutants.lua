@@ -78,7 +78,7 @@ return {
     file = "linear_packs.cu", from = "    __syncthreads();  /* all have read x", to = "    /* ",
     specs = "ops/linear --filter=q6_k.*parts.of.columns" },
   { name = "mins are taken in another order",
-    file = "linear_packs.cu", from = "t | (t + 4) << 8", to = "t + 4 | t << 8",
+    file = "linear_packs.cu", from = "t | (t + 4) << 8", to = "(t + 4) | t << 8",
     specs = "ops/linear --filter=q4_k" },
   { name = "mins are of the first terms of x alone",
     file = "linear_packs.cu", from = "mma<f16>(off, a, b.x, b.y)", to = "mma<f16>(off, a, b.x, 0)",

@@ -33,7 +33,7 @@ end
 -- what stands around it.
 local function share_of(one)
   local code = code_of(one.file, one.kernel)
-  local loop = code and sass.loop(code, one.loop)
+  local loop = code and (one.loop == nil and sass.whole(code) or sass.loop(code, one.loop))
   local around = loop and one.around and sass.around(code, loop, one.around)
   if not loop or (one.around and not around) then return nil end
   local unit, most = "issue", 0

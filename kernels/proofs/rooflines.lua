@@ -1,9 +1,9 @@
 -- rooflines.lua: the kernels whose estimate `make cuda-check` watches, and the share that each is
 -- to reach (roofline.lua). By nvcc 13.0 for sm_90a; another compiler may move them.
 --
--- `loop` is the instruction that the main loop has most of; bytes(loop): what one turn of it reads
--- of weights or rows, by one warp. `around`: an instruction of what stands around the loop, once
--- for several of its turns, and counts for a `part` of each.
+-- `loop` is the instruction that the main loop has most of, or nil of a kernel without a loop;
+-- bytes(loop): what one turn of it reads of weights or rows, by one warp. `around`: an instruction
+-- of what stands around the loop, once for several of its turns, and counts for a `part` of each.
 local list = {}
 
 -- A warp's turn: 32 rows by 128 columns.
@@ -24,6 +24,14 @@ local function packs(weights, name, bits, shares)
       around = "STS.128", part = tokens / 4,
       bytes = function() return 32 * columns * bits / 8 end }
   end
+end
+
+-- A warp's whole work: 16 rows by a step of columns, which are read, and written as bf16.
+local function unpack(weights, name, bits, share)
+  local columns = bits == 8.5 and 128 or 256
+  list[#list + 1] = { file = "linear_packs", kernel = ("unpack_kernel<%s>"):format(weights),
+    name = ("unpack_kernel<%s>"):format(name), share = share,
+    bytes = function() return 16 * columns * (bits / 8 + 2) end }
 end
 
 -- A warp's turn: a value of each of 32 lanes, as often as the loop is unrolled; each is multiplied
@@ -51,6 +59,11 @@ packs("packed_q4_0", "q4_0", 4.5, { 83.9, 69.0, 45.0 })
 packs("packed_k<0>", "q4_k", 4.5, { 92.5, 69.7, 46.2 })
 packs("packed_k<1>", "q5_k", 5.5, { 87.0, 74.7, 51.8 })
 packs("packed_q6_k", "q6_k", 6.5625, { 107.2, 86.9, 59.9 })
+unpack("packed_q8_0", "q8_0", 8.5, 231.8)
+unpack("packed_q4_0", "q4_0", 4.5, 227.6)
+unpack("packed_k<0>", "q4_k", 4.5, 198.6)
+unpack("packed_k<1>", "q5_k", 5.5, 192.4)
+unpack("packed_q6_k", "q6_k", 6.5625, 230.9)
 few(0, "f32", 32, 76.6)
 few(4, "q4_0", 4.5, 4.0)
 few(5, "q4_k", 4.5, 2.9)

@@ -73,7 +73,7 @@ local function counts_of(code, range)
   for i = range[1], range[2] do
     local op = code[i].op
     local name = op and op:match "^[^%.]+"
-    if op then
+    if op and name ~= "NOP" then
       ops[op] = (ops[op] or 0) + 1
       busy.issue = busy.issue + 1
       if name == "HMMA" or name == "IMMA" or name == "QMMA" then
@@ -104,6 +104,9 @@ function sass.loop(code, of)
   end
   return best and counts_of(code, best)
 end
+
+--- Counts of a kernel that has no loop.
+function sass.whole(code) return counts_of(code, { 1, #code }) end
 
 --- Counts of what stands around a loop in the shortest loop that has another instruction that
 --- begins with `with`; nil: there is none.

@@ -2,6 +2,10 @@
 -- bytes, and the embedding's own rows elsewhere.
 local helper = require "spec.helper"
 local pyramid = require "pyramid"
+local convert = require "pyramid.tools.convert"
+local core = require "pyramid.core"
+local json = require "pyramid.json"
+local probe = require "pyramid.probe"
 local random_model = require "pyramid.tools.random_model"
 local shell = require "spec.support.shell"
 
@@ -17,6 +21,16 @@ describe("a tied output", function()
     local tied, count = untied:gsub('"tie_word_embeddings": *false', '"tie_word_embeddings":true')
     assert(count == 1, untied)
     helper.write(path, tied)
+    -- The output's bytes become the embedding's: of others, each would be used for itself.
+    local file = folder .. "/model.safetensors"
+    local bytes = helper.read(file)
+    local size = ("<I8"):unpack(bytes)
+    local header = json.decode(bytes:sub(9, 8 + size))
+    local embed, output = header["model.embed_tokens.weight"], header["lm_head.weight"]
+    local function place(t) return 8 + size + t.data_offsets[1], 8 + size + t.data_offsets[2] end
+    local from, to = place(embed)
+    local at, stop = place(output)
+    helper.write(file, bytes:sub(1, at) .. bytes:sub(from + 1, to) .. bytes:sub(stop + 1))
   end)
   teardown(function() shell.remove(folder) end)
 
@@ -39,6 +53,28 @@ describe("a tied output", function()
     near(exact, read, "prompt")
     near(stepped, step, "step")
     assert.equal(rows, embedded)
+  end)
+
+  it("is streamed on a device, as other quantised weights are", function()
+    local device = core.default_device() == "cpu" and "emulated" or core.default_device()
+    local file = folder .. "/tied.gguf"
+    assert(convert.write(folder, file, { weights = "q8_0" }))
+    local function results(name)
+      local model <close> = assert(pyramid.model(file, { precision = "f32", device = name }))
+      local cache <close> = assert(model:cache { dtype = "f32" })
+      local read = assert(cache:prefill(ids)):totable()
+      local step = assert(cache:step(7)):totable()
+      local ways = name ~= "cpu" and assert(probe.device_ways(model:runtime()))
+      return read, step, assert(model:embed { 0, 15, 16, 4095 }), ways
+    end
+    local read, step, rows = results "cpu"
+    local its_read, its_step, its_rows, ways = results(device)
+    assert.same({ 0, 2 * (2 * 7 + 1) }, { ways.plain, ways.stream })
+    assert.equal(rows, its_rows)
+    for i = 1, #read do
+      assert.near(read[i], its_read[i], 1e-3)
+      assert.near(step[i], its_step[i], 1e-3)
+    end
   end)
 
   it("is no copy where a memory limit leaves no room for caches beside it", function()
