@@ -14,7 +14,8 @@
 
 #include <string.h>
 
-enum { LISTS = 256 };            /* lanes whose page tables go to the backend in one call */
+enum { AHEAD = 16 };             /* lanes from the one that is looked at to those asked for */
+enum { LISTS = 1024 };           /* lanes whose page tables go to the backend in one call */
 
 static int64_t pages_for(int64_t rows) { return (rows + PYR_PAGE_ROWS - 1) / PYR_PAGE_ROWS; }
 
@@ -28,17 +29,16 @@ pyr_lane_view pyr_lane_get_view(const pyr_lane *lane) {
 
 /* ---- the page table -------------------------------------------------------------------------- */
 
-/* Room for `count` pages in the table (host arrays, and the backend's); grows by half, so that
- * appending is linear, and begins with a quarter more than a prompt takes, so that the first pages
- * behind it do not move the tables of all lanes at once. Capacities are 4, 10, 19, 32, 52, …: a
- * lane of 10,000 rows, 313 pages, has moved its table ten times or so. What is new is complete
+/* Room for `count` pages in the table (host arrays, and the backend's); it begins with twice what a
+ * prompt takes, and doubles, so that appending is linear, and tables of many lanes, which grow
+ * together, seldom move: 24 bytes for a page of kilobytes. Capacities are 4, 8, 16, 32, …: a lane
+ * of 10,000 rows, 313 pages, has moved its table seven times. What is new is complete
  * before the old one goes, so a failure changes nothing. */
 static pyr_status table_grow(pyr_cache *cache, pyr_lane *lane, int64_t count) {
   if (count <= lane->page_cap) return PYR_OK;
   pyr_runtime *rt = cache->pool->rt;
   pyr_backend *be = cache->pool->be;
-  int64_t cap = lane->page_cap + lane->page_cap / 2 + 4;
-  if (cap < count) cap = count + count / 4;
+  int64_t cap = 2 * pyr_max(count, pyr_max(lane->page_cap, 2));
   size_t old = (size_t)lane->page_cap * sizeof(void *), size = (size_t)cap * sizeof(void *);
   pyr_page **pages = pyr_alloc(rt, size);
   void **data = pyr_alloc(rt, size);
@@ -80,6 +80,20 @@ static void forget_listed(pyr_lane *lane, int64_t from) {
   if (lane->listed > from) lane->listed = from;
 }
 
+/* A step that takes a page in every lane of 88 sequences goes over 140,800 lanes, of which each
+ * has its numbers and its lists of pages elsewhere: none is in the processor's caches. So those of
+ * lanes to come are asked for early, far enough ahead that memory answers by then. */
+void pyr_lanes_expect(const pyr_cache *cache, int64_t at) {
+  const pyr_lane *lanes = cache->lane_list, *far = &lanes[at + AHEAD];
+  if (at + AHEAD < pyr_cache_lane_count(cache))
+    for (size_t byte = 0; byte < sizeof *far; byte += 64)
+      __builtin_prefetch((const char *)far + byte, 1, 3);
+  if (at + AHEAD / 2 >= pyr_cache_lane_count(cache)) return;
+  const pyr_lane *near = &lanes[at + AHEAD / 2];
+  __builtin_prefetch(near->pages + near->page_count, 1, 3);
+  __builtin_prefetch(near->data + near->page_count, 1, 3);
+}
+
 /* Invariant: lists[0..found) are those of lanes [first, i] that are not up to date; all before
  * `first` are. 32 layers of 8 lanes go over in one call. */
 pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count) {
@@ -101,21 +115,24 @@ pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count) {
 /* ---- what lies beside the rows --------------------------------------------------------------- */
 
 /* How many rows to make room for where `cap` are wanted. Sanitizers see the end of an allocation:
- * there it is the last row's. What a prompt brings has a quarter more, as tables have, or two
- * pages. A lane that grows by pages of 32 rows from one on moves at 96, 144, 216, 324 … rows.
- * Shrinking, it moves when less than half is wanted: so a lane that lost a few rows and gets them
- * again stays put.
+ * there it is the last row's. What a prompt brings, and what a plan leaves, has half as much again,
+ * or four pages; then it doubles. Many lanes that grow together move in the same step, on a device
+ * by a few calls of the driver each; and a number is little beside a row of 256 bytes and more. A
+ * lane that grows by pages of 32 rows from one on moves at 160, 320, 640 … rows. Shrinking, it
+ * moves when less than half is wanted: so a lane that lost a few rows and gets them again stays
+ * put.
  *
- *     room 144   cap 128  stays 144        room 144   cap 160  becomes 216
- *     room 144   cap  64  becomes 64       room 144   cap 256  becomes 256 */
+ *     none       cap 608  becomes 912      room 160   cap 192  becomes 320
+ *     room 912   cap 288  becomes 432      room 160   cap 128  stays 160 */
 static int64_t room_for(const pyr_lane *lane, int64_t cap) {
 #if defined(__SANITIZE_ADDRESS__)
   return (void)lane, cap;
 #else
-  int64_t more = lane->row_room > 0 ? lane->row_room + lane->row_room / 2
-      : cap + pyr_max(cap / 4, 2 * PYR_PAGE_ROWS);
-  if (cap <= lane->row_room) return cap < lane->row_room / 2 ? cap : lane->row_room;
-  return cap > more ? cap : more;
+  int64_t fresh = cap + pyr_max(cap / 2, 4 * PYR_PAGE_ROWS);
+  if (cap <= lane->row_room && (cap >= lane->row_room / 2 || fresh >= lane->row_room))
+    return lane->row_room;
+  if (cap <= lane->row_room) return cap > 0 ? fresh : 0;
+  return pyr_max(cap, lane->row_room > 0 ? 2 * lane->row_room : fresh);
 #endif
 }
 

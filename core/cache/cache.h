@@ -187,6 +187,9 @@ pyr_measure pyr_cache_measure(const pyr_cache *cache);
  * or nothing. Bounded by the pages that are new and one that is copied, however long the lane
  * is; what lies beside the rows moves only when its room is used up. */
 pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history);
+/* Who goes over all lanes is at lane `at` of lane_list: what the next ones will need of memory is
+ * asked for. */
+void pyr_lanes_expect(const pyr_cache *cache, int64_t at);
 /* Brings the page tables of `count` lanes that follow each other up to date on the backend, if it
  * has any. */
 pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count);

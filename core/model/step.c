@@ -154,10 +154,11 @@ static pyr_status step_ask(pyr_decode *d) {
 
 /* Makes room for tokens' rows in every lane, and makes writable what this step's plans gather.
  * Most steps find room: a lane takes a new page every 32 steps, and a stride knows of all lanes of
- * its layer that they have. */
+ * its layer that they have. Where no plan may move pages yet, a sequence's tables go over while its
+ * lanes are at hand: those of 88 sequences fit no cache of a processor. */
 static pyr_status step_reserve_rows(pyr_decode *d) {
   const pyr_model_config *c = &d->f.model->config;
-  for (int i = 0; i < d->count; i++)
+  for (int i = 0; i < d->count; i++) {
     for (int layer = 0; layer < c->layers; layer++) {
       const pyr_trigger *trigger = &d->caches[i]->states[layer].trigger;
       const pyr_stride *stride = &d->caches[i]->strides[layer];
@@ -165,11 +166,14 @@ static pyr_status step_reserve_rows(pyr_decode *d) {
       PYR_TRY(pyr_learned_need(d->caches[i], trigger));
       for (int head = 0; head < c->kv_heads; head++) {
         pyr_lane *lane = pyr_cache_lane(d->caches[i], layer, head);
+        pyr_lanes_expect(d->caches[i], (int64_t)layer * c->kv_heads + head);
         PYR_TRY(pyr_lane_reserve(d->caches[i], lane, d->each, pyr_trigger_tracks(trigger)));
       }
       PYR_TRY(pyr_readings_reserve(d->caches[i], layer, d->each));
       PYR_TRY(pyr_recall_reserve(d->caches[i], layer));
     }
+    if (d->strides && d->due_count == 0) PYR_TRY(pyr_strides_begin(d->caches[i]));
+  }
   if (d->trial) PYR_TRY(pyr_trial_begin(d->caches[0], d->each));
   return pyr_evictions_prepare(&d->due);
 }

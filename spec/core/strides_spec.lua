@@ -175,4 +175,19 @@ describe("strides", function()
     assert(cache:step(3))                              -- the edge of a page
     assert.truthy(assert(probe.device_steps(device:runtime())).single > after.single)
   end)
+
+  -- Where a sanitizer looks, lanes have no room to spare, and move at each page.
+  it("send a page's address alone until rows are half as many again as the prompt's", function()
+    if (os.getenv "PYRAMID_CFLAGS" or ""):find "sanitize" then
+      pending "a sanitizer is told of the end of each array"
+    end
+    local cache <close> = assert(device:cache { policy = "full", dtype = "f16" })
+    local runtime = device:runtime()
+    assert(cache:prefill(ids(320)))
+    assert(cache:step(1))                              -- views go over
+    local before = assert(probe.device_steps(runtime)).single
+    for _ = 1, 159 do assert(cache:step(2)) end
+    assert.equal(480, cache:rows(1, 1))
+    assert.equal(4, assert(probe.device_steps(runtime)).single - before)
+  end)
 end)
