@@ -267,7 +267,6 @@ static pyr_status multiply(pyr_backend *be, const pyr_experts *e, const sorted &
   switch (dtype) {
     PYR_WEIGHT_CASES(MULTIPLY)
     PYR_PACK_CASES(MULTIPLY)
-    default: break;
   }
 #undef MULTIPLY
   return cuda_refuse(be, "experts", "weights of an unknown dtype");

@@ -586,7 +586,7 @@ template <typename W> static void unpack(pyr_cuda *cuda, uint16_t *out, int64_t 
     case PACKED + PYR_Q4_0: function<packed_q4_0>(__VA_ARGS__); break; \
     case PACKED + PYR_Q4_K: function<packed_k<0>>(__VA_ARGS__); break; \
     case PACKED + PYR_Q5_K: function<packed_k<1>>(__VA_ARGS__); break; \
-    default: function<packed_q6_k>(__VA_ARGS__); break; \
+    case PACKED + PYR_Q6_K: function<packed_q6_k>(__VA_ARGS__); break; \
   }
 
 int64_t cuda_pack_step(int64_t dtype) {

@@ -151,7 +151,6 @@ static pyr_status cuda_interleave(pyr_backend *be, void *to, const pyr_tensor *w
              256, 0, cuda, packed, cuda->scratch, w->stride)
     switch (static_cast<int>(w->dtype) + PACKED) {
       PYR_PACK_CASES(INTERLEAVE)
-      default: return cuda_refuse(be, "interleave", "weights of a dtype that has no packs");
     }
 #undef INTERLEAVE
     status = cuda_launched(be, "interleave");

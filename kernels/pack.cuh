@@ -198,7 +198,6 @@ static __device__ __forceinline__ float weight_at(const uint8_t *w, size_t strid
 #define VALUE(dtype) return packed_at<dtype>(w, stride, row, i)
   switch (dtype) {
     PYR_PACK_CASES(VALUE)
-    default: break;
   }
 #undef VALUE
   return value_at(w + static_cast<size_t>(row) * stride, dtype, i);
