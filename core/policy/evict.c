@@ -178,8 +178,19 @@ static pyr_status choose(const pyr_cache *cache, const pyr_contest *c, const flo
     choice.mass = bounds->mass;
     choice.bounded = bounds->bounded, choice.above = bounds->above;
   }
-  PYR_TRY(everywhere ? pyr_choose_ranked(cache, &choice) : be->choose(be, &choice));
+  PYR_TRY(everywhere ? pyr_choose_ranked(cache, &choice, NULL) : be->choose(be, &choice));
   return be->download(be, c->counts, c->chosen, (size_t)count * sizeof *c->counts);
+}
+
+/* The same in each of several layers by itself, rows[i] of its lanes' on all ranks. */
+static pyr_status choose_each(const pyr_cache *cache, const pyr_contest *c, int32_t layers,
+                              int64_t *rows, int32_t *idx) {
+  pyr_backend *be = cache->pool->be;
+  pyr_choice choice = { .score = c->scores, .segments = c->segments,
+                        .count = layers * cache->heads, .idx = idx, .chosen = c->chosen,
+                        .work = c->cuts };
+  PYR_TRY(pyr_choose_ranked(cache, &choice, rows));
+  return be->download(be, c->counts, c->chosen, (size_t)choice.count * sizeof *c->counts);
 }
 
 /* Lists the survivors of a lane in idx: guards, selected, guards. Indices are less `skip`, whose
@@ -540,16 +551,20 @@ static pyr_status cascade_ask(pyr_cascade *c, pyr_cache *cache, int layer, int64
 
 /* Candidates that may be held at a time: the budget's, and those of the layer that has just read.
  * Of rows, guards come on top. Of 30 layers of 3 lanes of 2,000 rows, and a budget of a third of
- * them: 60,000 + 6,000 rows, 8 bytes each, are 0.5 MiB, where the rows in f16 take 15 MiB. */
+ * them: 60,000 + 6,000 rows, 8 bytes each, are 0.5 MiB, where the rows in f16 take 15 MiB. A rank
+ * may come to hold all of the budget, and its own lanes of a layer. */
 static void cascade_layout(pyr_cascade *c, pyr_arena *arena) {
-  int64_t most = 0, guards = 0, lanes = c->es.count * c->es.each[0].splits.cache->heads;
+  int64_t most = 0, total = 0, guards = 0,
+      lanes = c->es.count * c->es.each[0].splits.cache->heads;
   for (int64_t i = 0; i < c->es.count; i++) {
     const pyr_splits *s = &c->es.each[i].splits;
-    most = pyr_max(most, s->total);
-    guards += rows_of(s) - s->total;
+    most = pyr_max(most, s->own_total);
+    total += s->own_total;
+    guards += rows_of(s) - s->own_total;
   }
-  layout_contest(&c->es.contest, lanes, pyr_min(c->es.budget + most, c->es.total), arena);
-  PYR_PART(arena, c->idx, pyr_min(c->es.budget + most, c->es.total) + guards);
+  most = pyr_min(c->es.budget + most, total);
+  layout_contest(&c->es.contest, lanes, most, arena);
+  PYR_PART(arena, c->idx, most + guards);
 }
 
 /* Two blocks, as a prefill's other memory: the host's depends on the model, the backend's on what
@@ -602,11 +617,6 @@ static pyr_status cascade_join(pyr_layer_plan *p, pyr_cache *cache, int64_t prom
   pyr_cascade *c = &p->cascade;
   pyr_eviction *e = &p->eviction;
   p->shares = is_united(e);
-  if (p->shares && cache->pool->model->ranks)
-    return pyr_runtime_set_error(cache->pool->rt, PYR_UNSUPPORTED,
-                                 "policy %s: layers share a budget while a prompt is read, which "
-                                 "several ranks cannot do yet",
-                                 cache->policy.name ? cache->policy.name : "?");
   if (p->shares && alive < prompt) return pyr_policy_reached_by_few(&e->splits);
   if (p->shares && !c->host)
     PYR_TRY(cascade_begin(c, cache, e->splits.layer, prompt, p->whole));
@@ -627,9 +637,9 @@ static pyr_status cascade_enter(pyr_cascade *c, pyr_signals *signals) {
     pyr_eviction *e = &c->es.each[i];
     bool last = i == c->read - 1;
     e->idx = idx;
-    PYR_TRY(enter(e, signals, &c->es.contest, lanes, c->idx, c->es.contest.scores + c->held,
-                  last));
-    if (last) c->held += e->splits.total;
+    PYR_TRY(enter(e, signals, &c->es.contest, lanes, c->idx,
+                  c->es.contest.scores + c->own_held, last));
+    if (last) c->held += e->splits.total, c->own_held += e->splits.own_total;
     idx += rows_of(&e->splits);
     lanes += e->splits.cache->heads;
   }
@@ -648,22 +658,26 @@ static pyr_status cascade_pack(pyr_cascade *c, int32_t lanes, int64_t most) {
     at += contest->counts[i], from += contest->segments[i].n;
   }
   c->held = most;
-  if (most == 0) return PYR_OK;
-  PYR_TRY(choose(c->es.each[0].splits.cache, contest, contest->scores, lanes, most, NULL, false,
+  c->own_held = at;
+  if (at == 0) return PYR_OK;
+  PYR_TRY(choose(c->es.each[0].splits.cache, contest, contest->scores, lanes, at, NULL, false,
                  c->idx));
-  return be->take_i32(be, (int32_t *)contest->scores, c->idx, most);
+  return be->take_i32(be, (int32_t *)contest->scores, c->idx, at);
 }
 
 /* What the layer's lanes hold after a cut, of which `counts` candidates are left. Guards are the
- * same rows as before, and what is promised to a lane is among its highest, which stayed. */
-static void cascade_shrink(pyr_splits *s, const int32_t *counts) {
-  s->total = 0;
+ * same rows as before, and what is promised to a lane is among its highest, which stayed. What is
+ * left on other ranks is told where weights divide, who alone look at it: else `total` is what this
+ * rank has left. */
+static void cascade_shrink(pyr_splits *s, const int32_t *counts, const int64_t *left) {
+  s->own_total = 0;
   for (int head = 0; head < s->cache->heads; head++) {
     pyr_split *lane = &s->lanes[head];
     lane->candidates = lane->max = counts[head];
     lane->rows = lane->first + lane->candidates + lane->last;
-    s->total += lane->candidates;
+    s->own_total += lane->candidates;
   }
+  s->total = left ? *left : s->own_total;
 }
 
 /* How many of the layer's rows are worth `least` or more each; those that are promised to it are
@@ -704,36 +718,33 @@ static void cascade_divide(pyr_cascade *c, int64_t most, int64_t *rows) {
 /* What each lane keeps of a layer's part, where lanes do not compete: of 11 rows and 3 lanes 4, 4
  * and 3, unless one has fewer, or more are promised to it. What a lane has too few rows for is not
  * handed on to its neighbours, as no other lane's number may then grow when the part shrinks. */
-static int64_t share_out(const pyr_splits *s, int64_t rows, pyr_segment *segments) {
-  int64_t heads = s->cache->heads, sum = 0;
-  for (int64_t head = 0; head < heads; head++) {
+static void share_out(const pyr_splits *s, int64_t rows, pyr_segment *segments) {
+  const pyr_model *model = s->cache->pool->model;
+  int64_t heads = model->whole.kv_heads, first = model->ranks ? pyr_model_part(model)->lanes.first
+                                                              : 0;
+  for (int64_t head = 0; head < s->cache->heads; head++) {
     const pyr_split *lane = &s->lanes[head];
-    int64_t own = rows / heads + (head < rows % heads);
+    int64_t own = rows / heads + (first + head < rows % heads);
     segments[head].least = pyr_min(pyr_max(own, lane->min), lane->candidates);
-    sum += segments[head].least;
   }
-  return sum;
 }
 
-/* Chooses in each layer by itself as many rows as its weight brings it: a layer's scores, segments
- * and cuts are a part of those of all. *most, so many rows in all, becomes how many were chosen:
- * fewer where lanes that do not compete hold too few, more where more is promised to them. */
+/* Chooses in each layer by itself as many rows as its weight brings it; where lanes do not compete,
+ * what is shared out to them is promised, and nothing beside it is chosen. *most, so many rows in
+ * all, becomes how many were chosen: fewer where such lanes hold too few, more where more is
+ * promised to them. */
 static pyr_status cascade_weigh(pyr_cascade *c, int64_t *most) {
-  const pyr_contest *all = &c->es.contest;
-  int32_t heads = c->es.each[0].splits.cache->heads;
-  float *scores = all->scores;
+  const pyr_cache *cache = c->es.each[0].splits.cache;
   cascade_divide(c, *most, c->rows);
-  *most = 0;
   for (int64_t i = 0; i < c->read; i++) {
     const pyr_eviction *e = &c->es.each[i];
-    int64_t at = i * heads, rows = c->rows[i];
-    pyr_contest own = { scores, all->chosen + at, all->cuts + 2 * at, all->segments + at,
-                        all->counts + at };
-    if (e->plan.share == PYR_SHARE_HEAD) rows = share_out(&e->splits, rows, own.segments);
-    PYR_TRY(choose(e->splits.cache, &own, scores, heads, rows, NULL, false, c->idx));
-    scores += e->splits.total;
-    *most += rows;
+    if (e->plan.share != PYR_SHARE_HEAD) continue;
+    share_out(&e->splits, c->rows[i], c->es.contest.segments + i * cache->heads);
+    c->rows[i] = 0;
   }
+  PYR_TRY(choose_each(cache, &c->es.contest, (int32_t)c->read, c->rows, c->idx));
+  *most = 0;
+  for (int64_t i = 0; i < c->read; i++) *most += c->rows[i];
   return PYR_OK;
 }
 
@@ -749,13 +760,13 @@ static pyr_status cascade_cut(pyr_cascade *c) {
   if (c->weighed)
     PYR_TRY(cascade_weigh(c, &most));
   else if (most > 0)
-    PYR_TRY(choose(cache, contest, contest->scores, lanes, most, NULL, false, c->idx));
+    PYR_TRY(choose(cache, contest, contest->scores, lanes, most, NULL, true, c->idx));
   for (int64_t i = 0; i < c->read; i++, counts += cache->heads) {
     pyr_eviction *e = &c->es.each[i];
     PYR_TRY(leave(e, counts));
     PYR_TRY(gather(e));
     PYR_TRY(pyr_cache_check_layer(cache, e->splits.layer));
-    cascade_shrink(&e->splits, counts);
+    cascade_shrink(&e->splits, counts, c->weighed ? &c->rows[i] : NULL);
   }
   return cascade_pack(c, lanes, most);
 }

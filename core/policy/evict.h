@@ -99,10 +99,12 @@ typedef struct pyr_cascade {         /* may not move while the prompt is read */
   bool needed;                       /* whether any of their rows may go */
   bool weighed;                      /* weights divide the budget; else rows compete for it */
   int64_t read;                      /* so many of them have read … */
-  int64_t held;                      /* … and hold so many candidates, whose scores the contest
-                                        has, lane after lane */
+  int64_t held;                      /* … and hold so many candidates, on all ranks, … */
+  int64_t own_held;                  /* … of which the contest has the scores of this rank's, lane
+                                        after lane */
   int64_t open;                      /* candidates that those to come keep whatever happens */
-  int64_t *rows;                     /* host: what weights leave to each of those that have read */
+  int64_t *rows;                     /* host: what weights leave to each of those that have read,
+                                        of whatever rank */
   int32_t *idx;                      /* backend memory: survivors, layer after layer */
   void *host, *block;                /* the memory of all this; NULL: no layer shares yet */
   size_t host_bytes, block_bytes;

@@ -78,6 +78,20 @@ pyr_status pyr_reduce_heads(const pyr_set *s, pyr_vectors kind, float *out, cons
   return status;
 }
 
+/* Of lanes of 5, 5 and 9 rows, the first on rank 0, the others on rank 1, and 4 bytes a row: rank 0
+ * hands on 20 bytes, rank 1 56. */
+pyr_status pyr_heads_gather(const pyr_model *model, const int64_t *counts, size_t item,
+                            const void *mine, void *all) {
+  size_t bytes[PYR_RANKS_MAX];
+  for (int r = 0; r < pyr_ranks_size(model->ranks); r++) {
+    const pyr_portion *p = &model->parts[r];
+    bytes[r] = 0;
+    for (int32_t i = 0; i < p->lanes.count && p->copy == 0; i++)
+      bytes[r] += item * (counts ? (size_t)counts[p->lanes.first + i] : 1);
+  }
+  return pyr_ranks_gather(model->ranks, mine, bytes, all);
+}
+
 /* ---- choices --------------------------------------------------------------------------------- */
 
 /* All that a choice among all ranks takes, in one block. */
@@ -130,19 +144,41 @@ static void put_in_order(const pyr_model *model, pyr_everyone *e, int64_t layers
   }
 }
 
+/* One choice among all segments, or one in each layer of `lanes` of them. Scores of a layer follow
+ * those of the layer before; where survivors are listed each segment says for itself. Two layers of
+ * two lanes, of 4 and 3 candidates, and of 2 and 5:
+ *
+ *     rows 5, 0; least 1 of each     layer 0: the best 5 of 7
+ *                                    layer 1: 2, the best of each lane, as that is promised
+ */
+static pyr_status choose_parts(pyr_backend *be, const pyr_choice *c, int32_t lanes,
+                               int64_t *rows) {
+  if (!rows) return be->choose(be, c);
+  pyr_choice one = *c;
+  one.count = lanes;
+  for (int32_t i = 0; i < c->count; i += lanes) {
+    int64_t least = 0, n = 0;
+    one.segments = c->segments + i, one.chosen = c->chosen + i, one.work = c->work + 2 * i;
+    for (int32_t j = 0; j < lanes; j++) least += one.segments[j].least, n += one.segments[j].n;
+    one.most = rows[i / lanes] = pyr_max(rows[i / lanes], least);
+    PYR_TRY(be->choose(be, &one));
+    one.score += n;
+  }
+  return PYR_OK;
+}
+
 /* Every rank chooses for all, and takes its own lanes' part: their counts, and their survivors'
  * rows to where the caller's lists have them. */
 static pyr_status choose_among(const pyr_cache *cache, const pyr_choice *c, pyr_everyone *e,
-                               int64_t layers) {
+                               int64_t layers, int64_t *rows) {
   const pyr_model *model = cache->pool->model;
-  pyr_backend *be = cache->pool->be;
   const pyr_portion *own = pyr_model_part(model);
   int32_t lanes = model->whole.kv_heads;
   put_in_order(model, e, layers);
   pyr_choice all = *c;
   all.score = e->scores, all.segments = e->segments, all.count = (int32_t)layers * lanes;
   all.idx = e->idx, all.chosen = e->chosen, all.work = e->cuts;
-  PYR_TRY(be->choose(be, &all));
+  PYR_TRY(choose_parts(cache->pool->be, &all, lanes, rows));
   for (int32_t i = 0; i < c->count; i++) {
     int64_t from = i / own->lanes.count * lanes + own->lanes.first + i % own->lanes.count;
     c->chosen[i] = e->chosen[from];
@@ -156,10 +192,10 @@ static pyr_status choose_among(const pyr_cache *cache, const pyr_choice *c, pyr_
  * their scores. Of 3 lanes of 2,000 candidates 48 bytes and 24 KB. Memory for both is taken when
  * its size is known; a rank that gets none says so at its next agreement, where the others wait for
  * its scores. */
-pyr_status pyr_choose_ranked(const pyr_cache *cache, const pyr_choice *c) {
+pyr_status pyr_choose_ranked(const pyr_cache *cache, const pyr_choice *c, int64_t *rows) {
   const pyr_model *model = cache->pool->model;
   pyr_runtime *rt = cache->pool->rt;
-  if (!model->ranks) return cache->pool->be->choose(cache->pool->be, c);
+  if (!model->ranks) return choose_parts(cache->pool->be, c, cache->heads, rows);
   int size = pyr_ranks_size(model->ranks), rank = pyr_ranks_rank(model->ranks);
   int64_t layers = c->count / cache->heads, told = 0, given = 0, before = 0;
   size_t bytes[PYR_RANKS_MAX];
@@ -196,7 +232,7 @@ pyr_status pyr_choose_ranked(const pyr_cache *cache, const pyr_choice *c) {
       memcpy(e.told, heard, (size_t)told * 2 * sizeof *heard);
       memcpy(e.given + before, c->score, bytes[rank]);
       status = pyr_ranks_gather(model->ranks, e.given + before, bytes, e.given);
-      if (status == PYR_OK) status = choose_among(cache, c, &e, layers);
+      if (status == PYR_OK) status = choose_among(cache, c, &e, layers, rows);
     }
     pyr_release(rt, arena.block, count.used);
   }

@@ -10,7 +10,8 @@
  *     share = "layer"    vectors of all heads are gathered as each signal is read
  *     share = "head"     nothing; but where a K/V head is on several ranks, theirs
  *     share = "pool"     scores of all lanes are gathered, and the choice is made among them
- *     share = "model"    likewise, of all layers
+ *     share = "model"    likewise, of all layers; while a prompt is read, of those that have read
+ *     weights            signals of all lanes are gathered, so that each rank weighs the layer
  *
  * Processors must multiply alike for this (ranks/open.c sees to it). */
 #ifndef PYR_RANKED_H
@@ -32,8 +33,16 @@ pyr_status pyr_reduce_heads(const pyr_set *set, pyr_vectors kind, float *out, co
                             int32_t count, int64_t stride, int64_t n, pyr_reduce how, float scale);
 
 /* The backend's choose among the segments of all ranks, of which `c` has this rank's, of one layer
- * after the other; `most` of all. What was chosen of its own comes to c->idx and c->chosen. */
-pyr_status pyr_choose_ranked(const pyr_cache *cache, const pyr_choice *c);
+ * after the other; `most` of all. What was chosen of its own comes to c->idx and c->chosen.
+ *
+ * rows [layers], if not NULL: each layer chooses by itself, so many, or what is promised to its
+ * lanes where that is more; becomes how many were chosen. `most` is not looked at. */
+pyr_status pyr_choose_ranked(const pyr_cache *cache, const pyr_choice *c, int64_t *rows);
+
+/* What this rank's lanes have, one lane after the other, becomes what all K/V heads have, in their
+ * order; a copy hands on nothing. counts [K/V heads]: so many items of each; NULL: one. */
+pyr_status pyr_heads_gather(const pyr_model *model, const int64_t *counts, size_t item,
+                            const void *mine, void *all);
 
 /* What ranks must know of each other's lanes before a plan of `s` runs: the longest, and, where all
  * lanes compete, how many candidates and what budget there are. */

@@ -914,32 +914,54 @@ pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, in
 
 /* ---- of a whole layer ------------------------------------------------------------------------ */
 
-/* Vectors as long as the layer for the stack, and one for each query head of a lane, as a signal is
- * reduced from. A layer of 3 lanes of 1,000 rows and 9 query heads, 4 deep: 21,000 floats. */
-int64_t pyr_weight_scratch(const pyr_splits *splits, int depth) {
-  return depth * splits->total + splits->cache->pool->model->config.heads * splits->longest;
+/* One vector for each query head of a lane, as a signal is reduced from. */
+static int64_t weight_temp(const pyr_splits *splits) {
+  const pyr_model *model = splits->cache->pool->model;
+  int64_t own = model->config.heads * splits->longest;
+  /* a lane of another rank has no more rows than the layer has candidates */
+  return model->ranks ? pyr_max(own, splits->total) : own;
 }
 
+/* These, and vectors as long as the layer for the stack. A layer of 3 lanes of 1,000 rows and 9
+ * query heads, 4 deep: 21,000 floats. */
+int64_t pyr_weight_scratch(const pyr_splits *splits, int depth) {
+  return depth * splits->total + weight_temp(splits);
+}
+
+/* The lanes of a layer whose candidates are weighed together, on whatever rank. Of three lanes of
+ * 40, 52 and 31, the first on rank 0: counts are these on both, and `before` 0 and 40. */
+typedef struct pyr_field {
+  const pyr_splits *splits;      /* of this rank's lanes */
+  int64_t *counts;               /* host [K/V heads] candidates of each */
+  int32_t lanes;
+  int64_t before;                /* candidates of the lanes before this rank's first */
+} pyr_field;
+
 /* A signal, of lane after lane: each has its own rows to look at, and its own number of them. What
- * queries gave lies by query head, [query heads, stride], whatever the lane's length. */
+ * queries gave lies by query head, [query heads, stride], whatever the lane's length. Of several
+ * ranks each works out its own lanes' and gets the others': all have the same bits then, and go on
+ * alike. */
 static pyr_status weigh_signal(const pyr_score *program, int index, const pyr_signals *signals,
-                               const pyr_splits *splits, float *temp, float *out) {
+                               const pyr_field *field, float *temp, float *out) {
+  const pyr_splits *splits = field->splits;
+  const pyr_model *model = splits->cache->pool->model;
   pyr_signals s = *signals;
+  float *own = out + field->before, *to = own;
   for (int head = 0; head < splits->cache->heads; head++) {
     const pyr_split *lane = &splits->lanes[head];
     s.begin = lane->first, s.end = lane->first + lane->candidates;
-    if (lane->candidates > 0) PYR_TRY(eval_signal(program, index, &s, head, 1, temp, out));
-    out += lane->candidates;
+    if (lane->candidates > 0) PYR_TRY(eval_signal(program, index, &s, head, 1, temp, to));
+    to += lane->candidates;
   }
-  return PYR_OK;
+  return model->ranks ? pyr_heads_gather(model, field->counts, sizeof *out, own, out) : PYR_OK;
 }
 
 /* What looks at neighbours, ranks, or asks for the highest stays within a lane. */
-static pyr_status weigh_lanes(const pyr_score_op *op, const pyr_splits *splits, float *temp,
+static pyr_status weigh_lanes(const pyr_score_op *op, const pyr_field *field, float *temp,
                               float *x) {
-  pyr_backend *be = splits->cache->pool->be;
-  for (int head = 0; head < splits->cache->heads; head++) {
-    int64_t n = splits->lanes[head].candidates, some = pyr_min(op->n, n);
+  pyr_backend *be = field->splits->cache->pool->be;
+  for (int head = 0; head < field->lanes; head++) {
+    int64_t n = field->counts[head], some = pyr_min(op->n, n);
     pyr_status status = PYR_OK;
     if (n > 0 && op->code == PYR_S_TOTAL) {
       status = be->total(be, x, n, PYR_MAX);
@@ -969,15 +991,12 @@ static pyr_status weigh_lanes(const pyr_score_op *op, const pyr_splits *splits, 
  *
  *     lanes        .1 .3 | .2 .2 .2        x
  *     x:sum()      1  1  | 1  1  1         one number for all, which is the mean of all, too   */
-pyr_status pyr_score_weigh(const pyr_score *program, int first, const pyr_signals *signals,
-                           const pyr_splits *splits, float *scratch, float *out) {
-  pyr_backend *be = splits->cache->pool->be;
-  int64_t n = splits->total;
-  float *temp = scratch,
-      *stack = scratch + splits->cache->pool->model->config.heads * splits->longest;
+static pyr_status weigh(const pyr_score *program, int first, const pyr_signals *signals,
+                        const pyr_field *field, float *scratch, float *out) {
+  pyr_backend *be = field->splits->cache->pool->be;
+  int64_t n = field->splits->total;
+  float *temp = scratch, *stack = scratch + weight_temp(field->splits);
   int height = 0;
-  *out = 0;
-  if (n == 0) return PYR_OK;
   for (int i = first; i < program->length; i++) {
     const pyr_score_op *op = &program->ops[i];
     float *top = stack + (height - 1) * n;                 /* meaningful where height >= 1 */
@@ -989,18 +1008,18 @@ pyr_status pyr_score_weigh(const pyr_score *program, int first, const pyr_signal
     case PYR_S_NORMALIZE: PYR_TRY(be->normalize(be, top, n)); break;
     case PYR_S_TOTAL:
       if (!op->a) PYR_TRY(be->total(be, top, n, PYR_SUM));
-      else PYR_TRY(weigh_lanes(op, splits, temp, top));
+      else PYR_TRY(weigh_lanes(op, field, temp, top));
       break;
     case PYR_S_MAP: PYR_TRY(be->map(be, top, n, (pyr_mapping)op->a, op->x)); break;
     case PYR_S_POOL: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP:
-      PYR_TRY(weigh_lanes(op, splits, temp, top));
+      PYR_TRY(weigh_lanes(op, field, temp, top));
       break;
     case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
     case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
     case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
     case PYR_S_PLACE: case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_REDUNDANCY:
     case PYR_S_ALONG: case PYR_S_CENTRES: case PYR_S_TOKENS:
-      PYR_TRY(weigh_signal(program, i, signals, splits, temp, stack + height * n));
+      PYR_TRY(weigh_signal(program, i, signals, field, temp, stack + height * n));
       height++;
       break;
     case PYR_S_CUSTOM: case PYR_SCORE_CODES: break;        /* refused when the plan was checked */
@@ -1012,83 +1031,26 @@ pyr_status pyr_score_weigh(const pyr_score *program, int first, const pyr_signal
   return PYR_OK;
 }
 
-/* ---- of a cache at rest ---------------------------------------------------------------------- */
-
-static pyr_status check_scores(const pyr_cache *cache, int layer, int head, const pyr_score *score,
-                               int *depth) {
-  pyr_runtime *rt = cache->pool->rt;
-  if (layer < -1 || layer >= cache->layers || head < -1 || head >= cache->heads)
-    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "no lane at layer %d, head %d", layer + 1,
-                                 head + 1);
-  const char *fault = pyr_score_check(score, depth);
-  for (int l = layer < 0 ? 0 : layer; l <= (layer < 0 ? cache->layers - 1 : layer) && !fault; l++) {
-    const pyr_score_op *track = &cache->states[l].trigger.track;
-    bool tracks = pyr_trigger_tracks(&cache->states[l].trigger);
-    fault = pyr_score_refused(score, cache, false, cache->probed != NULL, track);
-    if (score->length == 0 && !tracks) fault = "is left out, and the cache's policy tracks none";
-    for (int i = 0; i < score->length; i++) {
-      if (pyr_score_untracked(&score->ops[i], track))
-        fault = "asks for attention that the cache's policy does not track";
-    }
-  }
-  return fault ? pyr_runtime_set_error(rt, PYR_ARGUMENT, "score: %s", fault) : PYR_OK;
-}
-
-/* Adds a lane's scores, over `lanes`, to out[position]. work: the scratch of an evaluation; host:
- * [rows] of each kind. A position that a lane does not hold gets nothing from it: over 4 lanes
- * of which 3 hold position 9, out[9] is the sum of 3 scores over 4. */
-static pyr_status add_lane(const pyr_cache *cache, int layer, int head, const pyr_score *score,
-                           float lanes, float *work, float *host, float *out) {
-  pyr_backend *be = cache->pool->be;
-  const pyr_lane *lane = pyr_cache_lane(cache, layer, head);
-  pyr_signals signals = { .cache = (pyr_cache *)cache, .layer = layer, .begin = 0,
-                          .end = lane->rows, .tracked = &cache->states[layer].trigger.track,
-                              .tracked_queries = cache->states[layer].trigger.track.n,
-                          .next = cache->tokens };
-  const pyr_score tracked = { 1, { *signals.tracked } };
-  int32_t *positions = (int32_t *)(host + lane->rows);
-  float *values;
-  if (lane->rows == 0) return PYR_OK;
-  pyr_status status = pyr_score_eval(score->length ? score : &tracked, &signals, head, 1, work,
-                                     &values);
-  if (status == PYR_OK) status = be->download(be, host, values, (size_t)lane->rows * sizeof *host);
-  if (status == PYR_OK)
-    status = be->download(be, positions, lane->positions, (size_t)lane->rows * sizeof *positions);
-  for (int64_t i = 0; i < lane->rows && status == PYR_OK; i++) out[positions[i]] += host[i] / lanes;
-  return status;
-}
-
-/* Scratch is laid out for the longest lane and serves all in turn. Lanes are evaluated one by
- * one, whatever the policy's `share`, from what the rows hold and have been given so far. */
-pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const pyr_score *score,
-                            float *out) {
-  pyr_runtime *rt = cache->pool->rt;
-  pyr_backend *be = cache->pool->be;
-  const pyr_model_config *c = &cache->pool->model->config;
-  int depth, first = layer < 0 ? 0 : layer, last = layer < 0 ? cache->layers - 1 : layer;
-  int low = head < 0 ? 0 : head, high = head < 0 ? cache->heads - 1 : head;
-  int64_t rows = 1;
-  if (cache->pool->model->ranks)
-    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
-                                 "scores: several ranks cannot look at their rows' scores yet");
-  pyr_status status = check_scores(cache, layer, head, score, &depth);
-  if (status != PYR_OK) return status;
-  for (int l = first; l <= last; l++)
-    rows = pyr_cache_layer_rows(cache, l) > rows ? pyr_cache_layer_rows(cache, l) : rows;
-  pyr_work reserve = { .tokens = 1, .rows = rows, .sequences = 1, .heads = c->heads,
-                       .kv_heads = c->kv_heads, .head_dim = c->head_dim, .cols = c->width };
-  status = be->reserve(be, &reserve);
-  if (status != PYR_OK) return status;
-  size_t work_bytes = (size_t)pyr_score_scratch(cache, depth, rows) * sizeof(float),
-      host_bytes = (size_t)rows * 2 * sizeof(float);
-  float *work = be->alloc(be, work_bytes), *host = pyr_alloc(rt, host_bytes);
-  if (!work || !host) status = pyr_nomem(rt, work_bytes + host_bytes, "the scores of a cache");
-  memset(out, 0, (size_t)cache->tokens * sizeof *out);
-  for (int l = first; l <= last; l++)
-    for (int h = low; h <= high && status == PYR_OK; h++)
-      status = add_lane(cache, l, h, score, (float)((last - first + 1) * (high - low + 1)), work,
-                        host, out);
-  be->release(be, work, work_bytes);
-  pyr_release(rt, host, host_bytes);
+/* Of several ranks one exchange tells how many candidates each lane has, by which all later ones
+ * are known. */
+pyr_status pyr_score_weigh(const pyr_score *program, int first, const pyr_signals *signals,
+                           const pyr_splits *splits, float *scratch, float *out) {
+  const pyr_model *model = splits->cache->pool->model;
+  pyr_runtime *rt = splits->cache->pool->rt;
+  int32_t lanes = model->whole.kv_heads, own = splits->cache->heads,
+      at = model->ranks ? pyr_model_part(model)->lanes.first : 0;
+  size_t bytes = (size_t)lanes * 2 * sizeof(int64_t);
+  *out = 0;
+  if (splits->total == 0) return PYR_OK;
+  int64_t *counts = pyr_alloc(rt, bytes), *mine = counts ? counts + lanes : NULL;
+  if (!counts) return pyr_nomem(rt, bytes, "what a layer weighs");
+  for (int head = 0; head < own; head++)
+    mine[head] = counts[at + head] = splits->lanes[head].candidates;
+  pyr_field field = { splits, counts, lanes, 0 };
+  pyr_status status = model->ranks
+      ? pyr_heads_gather(model, NULL, sizeof *counts, mine, counts) : PYR_OK;
+  for (int head = 0; head < at && status == PYR_OK; head++) field.before += counts[head];
+  if (status == PYR_OK) status = weigh(program, first, signals, &field, scratch, out);
+  pyr_release(rt, counts, bytes);
   return status;
 }
