@@ -165,8 +165,11 @@ static inline bool pyr_trigger_recalls(const pyr_trigger *trigger) {
 }
 
 /* Whether that is the highest that any query and any query head gave, and not a sum. */
+static inline bool pyr_signal_tracks_max(const pyr_score_op *track) {
+  return track->code == PYR_S_ATTENTION && track->a == PYR_MAX;
+}
 static inline bool pyr_trigger_tracks_max(const pyr_trigger *trigger) {
-  return trigger->track.code == PYR_S_ATTENTION && trigger->track.a == PYR_MAX;
+  return pyr_signal_tracks_max(&trigger->track);
 }
 
 /* Of this rank's lanes: as pyr_cache_positions. */

@@ -5,6 +5,8 @@
 #include "base/versioned.h"
 #include "ranks/ranks.h"
 
+#include <stdio.h>
+
 static bool on_cpu(const pyr_dtype_info *info) { return info->cpu & PYR_KERNEL_ROWS; }
 static bool on_device(const pyr_dtype_info *info) { return info->device & PYR_KERNEL_ROWS; }
 
@@ -322,22 +324,40 @@ static pyr_status check_tier(const pyr_pool *pool, const pyr_pool *last,
   return PYR_OK;
 }
 
+/* A tier's file. Ranks may be told of one path, and each needs one of its own: of "rows" rank 1 has
+ * "rows.1". */
+static pyr_status open_place(pyr_pool *made, const pyr_tier_options *o) {
+  const pyr_ranks *ranks = pyr_runtime_ranks(made->rt);
+  if (pyr_ranks_size(ranks) == 1)
+    return pyr_tier_file_new(made->rt, o->file, o->bytes, file_extent(made), &made->place);
+  size_t bytes = strlen(o->file) + 16;
+  char *path = pyr_alloc(made->rt, bytes);
+  if (!path) return pyr_nomem(made->rt, bytes, "the path of a tier's file");
+  snprintf(path, bytes, "%s.%d", o->file, pyr_ranks_rank(ranks));
+  pyr_status status = pyr_tier_file_new(made->rt, path, o->bytes, file_extent(made), &made->place);
+  pyr_release(made->rt, path, bytes);
+  return status;
+}
+
 /* A file's bound is its extents', which say so themselves: pages that are counted in halves of one
- * would be a second bound beside it. */
+ * would be a second bound beside it. One rank alone may have no room for its file: none has the tier
+ * then. */
 pyr_status pyr_pool_add_tier(pyr_pool *pool, const pyr_tier_options *options) {
   pyr_tier_options o;
   pyr_pool *last = pool, *made = NULL;
   const char *fault = pyr_take_options(&o, sizeof o, sizeof o, options);
   if (fault) return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT, "a tier: %s", fault);
-  if (pyr_ranks_size(pyr_runtime_ranks(pool->rt)) > 1)
-    return pyr_runtime_set_error(pool->rt, PYR_UNSUPPORTED, "tiers: several ranks have none yet");
   while (last->below) last = last->below;
   PYR_TRY(check_tier(pool, last, &o));
-  PYR_TRY(pyr_pool_new_packed(pool->model, o.dtype, o.k, o.v, o.file ? 0 : o.bytes, &made));
-  made->tier = o.tier;
-  made->rows_most = o.rows;
-  pyr_status status = o.file ? pyr_tier_file_new(pool->rt, o.file, o.bytes, file_extent(made),
-                                             &made->place) : PYR_OK;
+  pyr_ranks_begin(pool->rt);
+  pyr_status status = pyr_pool_new_packed(pool->model, o.dtype, o.k, o.v, o.file ? 0 : o.bytes,
+                                          &made);
+  if (status == PYR_OK) {
+    made->tier = o.tier;
+    made->rows_most = o.rows;
+    if (o.file) status = open_place(made, &o);
+  }
+  status = pyr_ranks_end(pool->rt, status);
   if (status != PYR_OK) {
     pyr_pool_free(made);
     return status;

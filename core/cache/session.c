@@ -324,24 +324,8 @@ static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lan
 
 static const pyr_layer_state plain_state = { .compact = false };   /* of lanes below the hot ones */
 
-/* Behind all hot lanes, so that what is read of them does not depend on whether there are tiers. */
-static pyr_status save_tiers(pyr_stream *s, const pyr_cache *cache, char *buffer,
-                             void *rows_buffer) {
-  uint64_t count = 0;
-  if (!cache->below) return PYR_OK;
-  for (const pyr_cache *at = cache->below; at; at = at->below) count++;
-  PYR_TRY(put(s, &count, sizeof count));
-  for (int layer = 0; layer < cache->layers; layer++) {
-    uint64_t recall = (uint64_t)cache->states[layer].trigger.recall;
-    PYR_TRY(put(s, &recall, sizeof recall));
-  }
-  for (const pyr_cache *at = cache->below; at; at = at->below) {
-    uint64_t what[2] = { at->pool->tier, (uint64_t)dtype_of(at->pool->layout) };
-    PYR_TRY(put(s, what, sizeof what));
-    for (int64_t i = 0; i < pyr_cache_lane_count(at); i++)
-      PYR_TRY(save_lane(s, at, &pyr_cache_lanes(at)[i], buffer, rows_buffer, &plain_state));
-  }
-  return PYR_OK;
+static const pyr_layer_state *state_of(const pyr_cache *hot, const pyr_cache *cache, int layer) {
+  return cache == hot ? &hot->states[layer] : &plain_state;
 }
 
 /* Behind rows and tiers; a cache whose first tokens are not known saves none. */
@@ -368,14 +352,14 @@ static pyr_status sum_evicted(const pyr_cache *cache, int64_t *evicted) {
  * (1) are .4 of the head, which is what the file has. The positions and rows of both are the same.
  *
  * What copies of a lane were given becomes what its head was given, while it is written. */
-static pyr_status save_whole(pyr_stream *s, const pyr_cache *cache, int layer, int own,
-                             bool teller, char *buffer, void *rows_buffer) {
+static pyr_status save_whole(pyr_stream *s, const pyr_cache *hot, const pyr_cache *cache,
+                             int layer, int own, bool teller, char *buffer, void *rows_buffer) {
   pyr_lane lane = *pyr_cache_lane(cache, layer, own);
   size_t bytes = (size_t)lane.rows * sizeof(float);
   float *whole = NULL;
   pyr_status status = PYR_OK;
   if (lane.history && bytes && pyr_model_part(cache->pool->model)->copies > 1) {
-    const pyr_set set = { cache, layer, false };
+    const pyr_set set = { cache, layer, false, &hot->states[layer].trigger.track };
     whole = pyr_alloc(s->rt, bytes);
     if (!whole) return pyr_nomem(s->rt, bytes, "saving a cache");
     status = pyr_reduce_heads(&set, PYR_OF_HISTORY, whole, lane.history, 1, lane.rows, lane.rows,
@@ -383,7 +367,7 @@ static pyr_status save_whole(pyr_stream *s, const pyr_cache *cache, int layer, i
     lane.history = whole;
   }
   if (status == PYR_OK && teller)
-    status = save_lane(s, cache, &lane, buffer, rows_buffer, &cache->states[layer]);
+    status = save_lane(s, cache, &lane, buffer, rows_buffer, state_of(hot, cache, layer));
   pyr_release(s->rt, whole, bytes);
   return status;
 }
@@ -395,8 +379,8 @@ static pyr_status save_whole(pyr_stream *s, const pyr_cache *cache, int layer, i
  *
  * The lane of a head of several ranks: whoever has it makes its bytes, rank 0 writes them. One lane
  * at a time, so that rank 0 holds the bytes of one. */
-static pyr_status save_ranked(pyr_stream *s, const pyr_cache *cache, int layer, int head,
-                              char *buffer, void *rows_buffer) {
+static pyr_status save_ranked(pyr_stream *s, const pyr_cache *hot, const pyr_cache *cache,
+                              int layer, int head, char *buffer, void *rows_buffer) {
   const pyr_model *model = cache->pool->model;
   int rank = pyr_ranks_rank(model->ranks), teller = 0;
   while (head >= model->parts[teller].lanes.first + model->parts[teller].lanes.count) teller++;
@@ -413,8 +397,8 @@ static pyr_status save_ranked(pyr_stream *s, const pyr_cache *cache, int layer, 
     if (!to.memory) return pyr_nomem(s->rt, to.room, "saving a cache");
   }
   if (have)
-    status = save_whole(to.memory ? &to : s, cache, layer, head - lanes.first, rank == teller,
-                        buffer, rows_buffer);
+    status = save_whole(to.memory ? &to : s, hot, cache, layer, head - lanes.first,
+                        rank == teller, buffer, rows_buffer);
   size = (int64_t)to.used;
   if (status == PYR_OK) status = pyr_ranks_tell(model->ranks, &size, 1, all);
   char *bytes = NULL;
@@ -432,15 +416,35 @@ static pyr_status save_ranked(pyr_stream *s, const pyr_cache *cache, int layer, 
 }
 
 /* In the order of layers and heads of the whole model, whoever has them: so the file is the same by
- * whatever number of ranks it is written, and one process's. */
-static pyr_status save_lanes(pyr_stream *s, const pyr_cache *cache, char *buffer,
-                             void *rows_buffer) {
+ * whatever number of ranks it is written, and one process's. Of a tier, or of the hot one. */
+static pyr_status save_lanes(pyr_stream *s, const pyr_cache *hot, const pyr_cache *cache,
+                             char *buffer, void *rows_buffer) {
   const pyr_model *model = cache->pool->model;
   for (int layer = 0; layer < cache->layers; layer++)
     for (int head = 0; head < model->whole.kv_heads; head++)
-      if (model->ranks) PYR_TRY(save_ranked(s, cache, layer, head, buffer, rows_buffer));
+      if (model->ranks) PYR_TRY(save_ranked(s, hot, cache, layer, head, buffer, rows_buffer));
       else PYR_TRY(save_lane(s, cache, pyr_cache_lane(cache, layer, head), buffer, rows_buffer,
-                             &cache->states[layer]));
+                             state_of(hot, cache, layer)));
+  return PYR_OK;
+}
+
+/* Behind all hot lanes, so that what is read of them does not depend on whether there are tiers. Of
+ * several ranks all bring their lanes, and one writes. */
+static pyr_status save_tiers(pyr_stream *s, const pyr_cache *cache, bool writes, char *buffer,
+                             void *rows_buffer) {
+  uint64_t count = 0;
+  if (!cache->below) return PYR_OK;
+  for (const pyr_cache *at = cache->below; at; at = at->below) count++;
+  if (writes) PYR_TRY(put(s, &count, sizeof count));
+  for (int layer = 0; layer < cache->layers && writes; layer++) {
+    uint64_t recall = (uint64_t)cache->states[layer].trigger.recall;
+    PYR_TRY(put(s, &recall, sizeof recall));
+  }
+  for (const pyr_cache *at = cache->below; at; at = at->below) {
+    uint64_t what[2] = { at->pool->tier, (uint64_t)dtype_of(at->pool->layout) };
+    if (writes) PYR_TRY(put(s, what, sizeof what));
+    PYR_TRY(save_lanes(s, cache, at, buffer, rows_buffer));
+  }
   return PYR_OK;
 }
 
@@ -482,10 +486,10 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
     pack_state(&cache->states[layer], numbers);
     status = put(&s, numbers, sizeof numbers);
   }
-  if (status == PYR_OK) status = save_lanes(&s, cache, buffer, rows_buffer);
+  if (status == PYR_OK) status = save_lanes(&s, cache, cache, buffer, rows_buffer);
+  if (status == PYR_OK) status = save_tiers(&s, cache, writes, buffer, rows_buffer);
   if (status != PYR_OK || !writes) goto done;
-  status = save_tiers(&s, cache, buffer, rows_buffer);
-  if (status == PYR_OK) status = save_ids(&s, cache);
+  status = save_ids(&s, cache);
   if (status == PYR_OK) status = put(&s, &note_bytes, sizeof note_bytes);
   if (status == PYR_OK) status = put(&s, note, length);
   uint64_t sum = s.hash;
@@ -698,6 +702,44 @@ static pyr_status check_tiers(pyr_stream *s, const pyr_cache *cache) {
   return status;
 }
 
+/* Of a file with lanes h0, h1 and h2 of each layer, on two ranks:
+ *
+ *     rank 0    keeps h0, reads h1 and h2 and lets them go
+ *     rank 1    reads h0 and lets it go, keeps h1 and h2
+ *
+ * so all of them check all of it, and none needs the others for that.
+ *
+ * Every rank reads the whole file, and keeps the lanes that are its own: others are read into a
+ * lane that goes again. What a copy of a lane is given from here on is added to what its head had.
+ * `cache`: the hot one, or one below it, whose layers have no state but what is read of them. */
+static pyr_status load_lanes(pyr_stream *s, const pyr_cache *hot, pyr_cache *cache,
+                             char *buffer) {
+  const pyr_model *model = cache->pool->model;
+  pyr_slice own = model->ranks ? pyr_model_part(model)->lanes
+      : (pyr_slice){ 0, cache->heads };
+  for (int layer = 0; layer < cache->layers; layer++)
+    for (int head = 0; head < model->whole.kv_heads; head++) {
+      pyr_lane other = { 0 };
+      bool mine = head >= own.first && head < own.first + own.count;
+      pyr_lane *lane = mine ? pyr_cache_lane(cache, layer, head - own.first) : &other;
+      pyr_layer_state below = { .read = hot->states[layer].read };
+      pyr_status status = load_lane(s, cache, hot->tokens, lane, buffer,
+                                    cache == hot ? &hot->states[layer] : &below);
+      if (!mine) pyr_lane_free(cache, &other);
+      PYR_TRY(status);
+    }
+  return PYR_OK;
+}
+
+/* Of several ranks the file tells of the rows that all of them have lost: this one's are those that
+ * it would hold and does not, in any tier. */
+static void count_lost(pyr_cache *cache) {
+  int64_t lanes = pyr_cache_lane_count(cache), held = 0;
+  for (const pyr_cache *at = cache; at; at = at->below)
+    for (int64_t i = 0; i < lanes; i++) held += pyr_cache_lane_rows(at, i);
+  if (cache->pool->model->ranks) cache->evicted = lanes * cache->tokens - held;
+}
+
 /* The header has said that there are some, as the cache has. In a file of their own rows are not
  * looked for: a saved cache holds all of them, and may be loaded where that tier lies elsewhere. */
 static pyr_status load_tiers(pyr_stream *s, pyr_cache *cache, char *buffer, bool same) {
@@ -719,10 +761,7 @@ static pyr_status load_tiers(pyr_stream *s, pyr_cache *cache, char *buffer, bool
     PYR_TRY(get(s, what, sizeof what, "the tiers"));
     if (what[0] != (uint64_t)at->pool->tier || what[1] != (uint64_t)dtype_of(at->pool->layout))
       return bad(s, "tiers", "differ, by name or dtype, from those of the cache to load into");
-    for (int64_t i = 0; i < pyr_cache_lane_count(at); i++) {
-      pyr_layer_state state = { .read = cache->states[i / cache->heads].read };
-      PYR_TRY(load_lane(s, at, cache->tokens, &pyr_cache_lanes(at)[i], buffer, &state));
-    }
+    PYR_TRY(load_lanes(s, cache, at, buffer));
   }
   return check_tiers(s, cache);
 }
@@ -812,35 +851,6 @@ static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer, bool sa
       : PYR_OK;
 }
 
-/* Of a file with lanes h0, h1 and h2 of each layer, on two ranks:
- *
- *     rank 0    keeps h0, reads h1 and h2 and lets them go
- *     rank 1    reads h0 and lets it go, keeps h1 and h2
- *
- * so all of them check all of it, and none needs the others for that.
- *
- * Every rank reads the whole file, and keeps the lanes that are its own: others are read into a
- * lane that goes again. What a copy of a lane is given from here on is added to what its head had.
- * */
-static pyr_status load_lanes(pyr_stream *s, pyr_cache *cache, char *buffer) {
-  const pyr_model *model = cache->pool->model;
-  int64_t lanes = pyr_cache_lane_count(cache), held = 0;
-  pyr_slice own = model->ranks ? pyr_model_part(model)->lanes
-      : (pyr_slice){ 0, cache->heads };
-  for (int layer = 0; layer < cache->layers; layer++)
-    for (int head = 0; head < model->whole.kv_heads; head++) {
-      pyr_lane other = { 0 };
-      bool mine = head >= own.first && head < own.first + own.count;
-      pyr_lane *lane = mine ? pyr_cache_lane(cache, layer, head - own.first) : &other;
-      pyr_status status = load_lane(s, cache, cache->tokens, lane, buffer, &cache->states[layer]);
-      if (!mine) pyr_lane_free(cache, &other);
-      PYR_TRY(status);
-    }
-  for (int64_t i = 0; i < lanes; i++) held += pyr_cache_lane_rows(cache, i);
-  if (model->ranks) cache->evicted = lanes * cache->tokens - held;
-  return PYR_OK;
-}
-
 /* A new cache is filled and handed out only when the check has matched; else it is freed, pages
  * and all, and *out is as it was. The check comes last, so every field before it is checked by
  * itself first: nothing in between may trust the file. */
@@ -883,7 +893,7 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   status = load_header(&s, cache, &same, &version);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
     status = load_state(&s, cache, layer, same);
-  if (status == PYR_OK) status = load_lanes(&s, cache, buffer);
+  if (status == PYR_OK) status = load_lanes(&s, cache, cache, buffer);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) {
     if (!cache->states[layer].compact) continue;
     if (!pyr_cache_lanes_equal(cache, layer))
@@ -895,6 +905,7 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   if (status == PYR_OK && version >= IDS_SINCE) status = load_ids(&s, cache);
   if (status == PYR_OK) status = load_note(&s, cache);
   if (status != PYR_OK) goto done;
+  count_lost(cache);
   expected = s.hash;
   if (s.left != 0) status = bad(&s, "the end", "comes later than the note does");
   else if (fread(&sum, 1, sizeof sum, s.file) != sizeof sum || sum != expected) status = bad(&s,

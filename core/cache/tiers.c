@@ -20,6 +20,7 @@
 #include "cache/tiers.h"
 #include "base/arena.h"
 #include "base/rowbits.h"
+#include "ranks/ranks.h"
 
 #include <string.h>
 
@@ -363,19 +364,27 @@ static size_t bytes_of_rows(const pyr_cache *cache, int64_t rows) {
   return (size_t)pyr_cache_lane_count(cache) * (size_t)(rows / PYR_PAGE_ROWS + 1) * page;
 }
 
-/* A snapshot shares all pages, so that whatever fails here leaves the rows as they were. */
+/* A snapshot shares all pages, so that whatever fails here leaves the rows as they were. Of several
+ * ranks all give rows, as many of a lane each, where one is short of room: *freed is what that frees
+ * where it frees most. */
 pyr_status pyr_tiers_relieve(pyr_cache *cache, int64_t rows, size_t *freed) {
   pyr_cache *snapshot = NULL;
+  pyr_runtime *rt = cache->pool->rt;
+  int64_t most = 0;
   *freed = 0;
   if (!cache->below || !cache->pool->pressed) return PYR_OK;
+  pyr_ranks_begin(rt);
   pyr_measure before = pyr_tiers_lift(cache);
   pyr_status status = pyr_cache_snapshot(cache, &snapshot);
   if (status == PYR_OK) status = sink_tiers(cache, bytes_of_rows(cache, rows), &before);
-  status = pyr_tiers_lower(cache, &before, status);
+  status = pyr_ranks_agree(rt, pyr_tiers_lower(cache, &before, status));
   if (status != PYR_OK && snapshot) pyr_cache_restore(cache, snapshot);
   else pyr_cache_free(snapshot);
   if (status == PYR_OK && cache->pool->held < before.held[0])
-    *freed = before.held[0] - cache->pool->held;
-  if (status == PYR_OK && *freed > 0) pyr_cache_rows_changed(cache);
+    most = (int64_t)(before.held[0] - cache->pool->held);
+  if (status == PYR_OK) status = pyr_ranks_most(pyr_runtime_ranks(rt), &most);
+  pyr_ranks_leave(rt);
+  if (status == PYR_OK && most > 0) pyr_cache_rows_changed(cache);
+  if (status == PYR_OK) *freed = (size_t)most;
   return status;
 }

@@ -480,7 +480,8 @@ static pyr_status prefill_pieces(pyr_cache *cache, const int32_t *ids, const flo
   int64_t width = cache->pool->model->config.width;
   size_t freed;
   PYR_TRY(pyr_tiers_relieve(cache, n, &freed));
-  pyr_status status = pyr_cache_snapshot(cache, &snapshot);
+  pyr_ranks_begin(cache->pool->rt);
+  pyr_status status = pyr_ranks_end(cache->pool->rt, pyr_cache_snapshot(cache, &snapshot));
   for (int64_t at = 0; at < n && status == PYR_OK; at += piece)
     status = prefill_pressed(cache, ids ? ids + at : NULL,
                              embeddings ? embeddings + at * width : NULL,

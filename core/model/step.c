@@ -418,11 +418,12 @@ static pyr_status step_run(pyr_decode *d, const int32_t *ids, float *const *logi
   return s;
 }
 
-/* The due plans' losers leave. Only where they were kept can a no bring them back. All caches'
- * undos end here, kept or restored: none outlives a step. */
+/* The due plans' losers leave. Only where they were kept can a no bring them back, of whichever
+ * rank. All caches' undos end here, kept or restored: none outlives a step. */
 static pyr_status step_evict(pyr_decode *d) {
   bool kept = d->due.count > 0 && d->due.each[0].splits.cache->undo;
   pyr_status s = pyr_evictions_gather(&d->due);
+  if (kept) s = pyr_ranks_agree(d->caches[0]->pool->rt, s);
   if (s != PYR_OK && kept) {
     step_tally(d, -1);
     step_undo(d);
@@ -446,9 +447,10 @@ static pyr_status step_whole(pyr_decode *d, const int32_t *ids, float *const *lo
   step_place(d);
   for (int i = 0; i < d->count; i++) pyr_forward_mark(d->caches[i]);
   pyr_status s = step_run(d, ids, logits);
-  pyr_ranks_leave(rt);                 /* nothing has failed since it was agreed upon */
   if (s != PYR_OK) step_undo(d);
-  return s == PYR_OK ? step_evict(d) : s;
+  else s = step_evict(d);
+  pyr_ranks_leave(rt);                 /* nothing has failed since it was agreed upon */
+  return s;
 }
 
 static pyr_decode step_of(pyr_cache *const *caches, int count, int each) {

@@ -69,6 +69,7 @@ static pyr_status gather(pyr_cache *cache, pyr_evictions *es) {
   else if (pyr_trace_wanted(cache)) status = keep_losers(cache, &undo);
   status = pyr_ranks_agree(cache->pool->rt, status);
   if (status == PYR_OK) status = pyr_evictions_gather(es);
+  if (snapshot || undo) status = pyr_ranks_agree(cache->pool->rt, status);
   cache->began = NULL;
   if (status != PYR_OK && snapshot) pyr_cache_restore(cache, snapshot);
   else pyr_cache_free(snapshot);

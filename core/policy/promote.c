@@ -19,7 +19,7 @@
  *
  * What a score makes of all candidates together (a sum, a softmax) it makes tier by tier. Where all
  * lanes of a layer were equally long, each gets as many, so that they stay so: the fewest that one
- * of them has below. */
+ * of them has below, on whatever rank. */
 #include "policy/promote.h"
 #include "policy/score.h"
 #include "policy/track.h"
@@ -127,6 +127,11 @@ static pyr_status promote_layer(const promotion *p, int layer) {
   int64_t most = p->score ? p->rows : recalled(p->cache, layer), fewest = most;
   for (int head = 0; head < p->cache->heads; head++)
     fewest = pyr_min(fewest, rows_below(p->cache, layer, head));
+  if (equal && most > 0) {
+    int64_t lacking = -fewest;
+    PYR_TRY(pyr_ranks_most(p->cache->pool->model->ranks, &lacking));
+    fewest = -lacking;
+  }
   for (int head = 0; head < p->cache->heads; head++)
     PYR_TRY(promote_lane(p, layer, head, equal ? fewest
                          : pyr_min(most, rows_below(p->cache, layer, head))));
@@ -176,7 +181,7 @@ static pyr_status promote(promotion *p, int depth, int64_t longest) {
     layout(p, work, longest, &block);
     status = promote_all(p);
   }
-  status = pyr_tiers_lower(cache, &before, status);
+  status = pyr_ranks_agree(cache->pool->rt, pyr_tiers_lower(cache, &before, status));
   if (status != PYR_OK && snapshot) pyr_cache_restore(cache, snapshot);
   else pyr_cache_free(snapshot);
   be->release(be, block.block, count.used);
@@ -184,21 +189,38 @@ static pyr_status promote(promotion *p, int depth, int64_t longest) {
   return status;
 }
 
-/* Where nothing lies below there is nothing to do, and no reason to refuse. A probe's numbers are
- * of rows where they lay, and end. */
+/* Where nothing lies below, on any rank, there is nothing to do, and no reason to refuse. *longest:
+ * of all lanes of the ranks. A probe's numbers are of rows where they lay, and end. */
+static pyr_status promote_some(promotion *p, int depth, int64_t longest) {
+  pyr_cache *cache = p->cache;
+  PYR_TRY(pyr_ranks_most(cache->pool->model->ranks, &longest));
+  if (longest == 0) return PYR_OK;
+  PYR_TRY(promote(p, depth, longest));
+  pyr_cache_rows_changed(cache);
+  return PYR_OK;
+}
+
+/* Of the lanes of this rank. Of two ranks with 12 and 9 rows below, where lanes are equally long and
+ * 20 are asked for, 9 come up in every lane (promote_layer); where they are not, 12 and 9. */
+static int64_t longest_below(const pyr_cache *cache, int layer) {
+  int64_t longest = 0;
+  for (int head = 0; head < cache->heads; head++)
+    longest = pyr_max(longest, rows_below(cache, layer, head));
+  return longest;
+}
+
 pyr_status pyr_cache_promote(pyr_cache *cache, const pyr_score *score, int64_t rows) {
+  pyr_runtime *rt = cache->pool->rt;
   int depth;
   int64_t longest = 0;
-  PYR_TRY(pyr_runtime_here(cache->pool->rt));
+  PYR_TRY(pyr_runtime_here(rt));
   PYR_TRY(check(cache, score, rows, &depth));
   for (int layer = 0; layer < cache->layers; layer++)
-    for (int head = 0; head < cache->heads; head++)
-      longest = pyr_max(longest, rows_below(cache, layer, head));
+    longest = pyr_max(longest, longest_below(cache, layer));
   promotion p = { .cache = cache, .score = score, .rows = rows };
-  if (longest == 0 || rows == 0) return PYR_OK;
-  pyr_status status = promote(&p, depth, longest);
-  if (status == PYR_OK) pyr_cache_rows_changed(cache);
-  return status;
+  if (rows == 0) return PYR_OK;
+  pyr_ranks_begin(rt);
+  return pyr_ranks_end(rt, promote_some(&p, depth, longest));
 }
 
 /* ---- recall ---------------------------------------------------------------------------------- */
@@ -215,16 +237,20 @@ pyr_status pyr_recall_reserve(pyr_cache *cache, int layer) {
 /* In most steps nothing is looked at but counts. For a moment a lane holds `recall` rows more than
  * its plan keeps: where the budget has no room for them none comes up, and the step goes on. */
 pyr_status pyr_cache_recall(pyr_cache *cache) {
+  pyr_runtime *rt = cache->pool->rt;
   int64_t longest = 0;
-  for (int layer = 0; layer < cache->layers && cache->below; layer++) {
+  bool due = false;
+  pyr_status status = PYR_OK;
+  for (int layer = 0; layer < cache->layers && cache->below && status == PYR_OK; layer++) {
     if (recalled(cache, layer) == 0) continue;
-    PYR_TRY(pyr_recall_reserve(cache, layer));
-    for (int head = 0; head < cache->heads; head++)
-      longest = pyr_max(longest, rows_below(cache, layer, head));
+    due = true;
+    status = pyr_recall_reserve(cache, layer);
+    longest = pyr_max(longest, longest_below(cache, layer));
   }
-  if (longest == 0) return PYR_OK;
+  if (!due) return PYR_OK;
   promotion p = { .cache = cache };
-  pyr_status status = promote(&p, 1, longest);
-  if (status == PYR_OK) pyr_cache_rows_changed(cache);
+  pyr_ranks_begin(rt);
+  if (status == PYR_OK) status = promote_some(&p, 1, longest);
+  status = pyr_ranks_end(rt, status);
   return status == PYR_BUDGET ? PYR_OK : status;
 }

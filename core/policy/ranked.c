@@ -26,8 +26,7 @@ static int64_t vectors_of(const pyr_set *s, const pyr_model *model, int rank,
  * all of its query heads is that of the copies' means, each by how many heads it is of. Copies of 2
  * and 1 heads that gave .3 and .6: .3 * 2/3 + .6 * 1/3 = .4. Returns how many there are. */
 static int32_t join_copies(const pyr_set *s, const pyr_model *model, float *all, int64_t n) {
-  const pyr_trigger *trigger = &s->cache->states[s->layer].trigger;
-  bool max = pyr_trigger_tracks_max(trigger);
+  bool max = s->tracked && pyr_signal_tracks_max(s->tracked);
   float group = (float)(model->whole.heads / model->whole.kv_heads);
   const float *from = all;
   int32_t lanes = 0;

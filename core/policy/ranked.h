@@ -24,8 +24,14 @@
 typedef enum pyr_vectors { PYR_OF_QUERIES, PYR_OF_LANES, PYR_OF_HISTORY } pyr_vectors;
 
 /* Whose vectors they are: those of some lanes of a layer; together: of all of its lanes, those of
- * other ranks too. */
-typedef struct pyr_set { const pyr_cache *cache; int32_t layer; bool together; } pyr_set;
+ * other ranks too. tracked: what their histories hold, NULL where they have none; a tier below the
+ * cache has what the cache's layers track. */
+typedef struct pyr_set {
+  const pyr_cache *cache;
+  int32_t layer;
+  bool together;
+  const pyr_score_op *tracked;
+} pyr_set;
 
 /* out [n] = the backend's reduce_rows over in's `count` vectors and those of the other ranks' heads
  * in the set. Takes memory for them while it runs. */

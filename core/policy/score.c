@@ -377,7 +377,7 @@ static uint64_t mix_seed(uint32_t seed, int32_t layer) {
 static pyr_status reduce_heads(const pyr_signals *s, pyr_vectors kind, float *out, const float *in,
                                int32_t count, int64_t stride, int64_t n, pyr_reduce how,
                                float scale) {
-  const pyr_set set = { s->cache, s->layer, s->together };
+  const pyr_set set = { s->cache, s->layer, s->together, s->tracked };
   return pyr_reduce_heads(&set, kind, out, in, count, stride, n, how, scale);
 }
 

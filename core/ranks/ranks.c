@@ -233,6 +233,14 @@ pyr_status pyr_ranks_tell(pyr_ranks *r, const int64_t *mine, int count, int64_t 
   return pyr_ranks_gather(r, mine, bytes, out);
 }
 
+pyr_status pyr_ranks_most(pyr_ranks *r, int64_t *n) {
+  int64_t all[PYR_RANKS_MAX];
+  if (pyr_ranks_size(r) == 1) return PYR_OK;
+  PYR_TRY(pyr_ranks_tell(r, n, 1, all));
+  for (int i = 0; i < r->link.size; i++) *n = pyr_max(*n, all[i]);
+  return PYR_OK;
+}
+
 pyr_status pyr_ranks_spread(pyr_ranks *r, void *data, size_t bytes) {
   size_t sizes[PYR_RANKS_MAX] = { bytes };
   if (pyr_ranks_size(r) == 1) return PYR_OK;

@@ -51,6 +51,8 @@ pyr_status pyr_ranks_gather_known(pyr_ranks *r, const void *mine, const size_t *
 pyr_status pyr_ranks_gather(pyr_ranks *r, const void *mine, const size_t *bytes, void *out);
 /* out[size] = everybody's `count` numbers; as gather, a failed rank is heard of. */
 pyr_status pyr_ranks_tell(pyr_ranks *r, const int64_t *mine, int count, int64_t *out);
+/* *n becomes the highest that a rank has. */
+pyr_status pyr_ranks_most(pyr_ranks *r, int64_t *n);
 /* What rank 0 has goes to all. */
 pyr_status pyr_ranks_spread(pyr_ranks *r, void *data, size_t bytes);
 

@@ -133,6 +133,36 @@ describe("policies on several ranks", function()
   end
 end)
 
+describe("tiers of several ranks", function()
+  local function run(n, models, name, what)
+    local out, err, status
+    local path = folder .. "/tiers-" .. name
+    if n == 1 then out, err, status = shell.pyramid(scripts .. "tiers.lua", path, models, what)
+    else out, err, status = mpirun(n, scripts .. "tiers.lua", path, models, what) end
+    assert.equal(0, status, out .. err)
+    local lines = helper.read(path .. ".0")
+    for rank = 1, n - 1 do assert.equal(lines, helper.read(("%s.%d"):format(path, rank))) end
+    return lines
+  end
+
+  local function copy(to)
+    assert(os.execute(("mkdir %s && cp -r %s %s %s %s"):format(to, folder .. "/1", folder .. "/2",
+      folder .. "/4", to)))
+    return to
+  end
+
+  for _, n in ipairs { 2, 3 } do
+    ranked(("hold the rows that they hold in one process: %d ranks"):format(n), function()
+      local alone, several = copy(("%s/alone%d"):format(folder, n)),
+        copy(("%s/several%d"):format(folder, n))
+      local expected, loaded = run(1, alone, "one", "save"), run(1, alone, "one", "load")
+      assert.equal(expected, run(n, several, "more", "save"))
+      assert.equal(loaded, run(1, several, "one", "load"))
+      assert.equal(loaded, run(n, alone, "more", "load"))
+    end)
+  end
+end)
+
 describe("a saved cache", function()
   for _, kv_heads in ipairs { 2, 1 } do
     ranked(("goes between ranks and one process, of %d K/V heads"):format(kv_heads), function()
