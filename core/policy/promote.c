@@ -201,7 +201,8 @@ static pyr_status promote_some(promotion *p, int depth, int64_t longest) {
 }
 
 /* Of the lanes of this rank. Of two ranks with 12 and 9 rows below, where lanes are equally long and
- * 20 are asked for, 9 come up in every lane (promote_layer); where they are not, 12 and 9. */
+ * 20 are asked for, 9 come up in every lane (promote_layer); where they are not, 12 and 9. What a
+ * rank may have below beyond that stays there. */
 static int64_t longest_below(const pyr_cache *cache, int layer) {
   int64_t longest = 0;
   for (int head = 0; head < cache->heads; head++)
