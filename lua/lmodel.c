@@ -14,6 +14,7 @@
  * that (core/base/weights.c, core/model/model.c). */
 #include "lauxpyr.h"
 #include "model/convert.h"
+#include "model/foresee.h"
 
 #include <limits.h>
 #include <stdbool.h>
@@ -493,6 +494,58 @@ static int model_bytes(lua_State *L) {
   return 1;
 }
 
+/* model:foresee_weight(role, layer | nil, expert | nil, dtype, tied) -> bytes, of this rank */
+static int model_foresee_weight(lua_State *L) {
+  const pyr_model *model = pyr_lua_check_model(L, 1);
+  pyr_role role = (pyr_role)luaL_checkoption(L, 2, NULL, role_names);
+  lua_Integer layer = luaL_optinteger(L, 3, 1), expert = luaL_optinteger(L, 4, 0);
+  int layers = pyr_model_get_config(model)->layers;
+  luaL_argcheck(L, layer >= 1 && layer <= layers, 3, "no such layer");
+  luaL_argcheck(L, expert >= 0 && expert <= INT32_MAX, 4, "no such expert");
+  uint64_t bytes = pyr_model_foresee_weight(model, role, (int)layer - 1, (int)expert - 1,
+                                            lua_toboolean(L, 6), check_dtype(L, 5));
+  lua_pushinteger(L, (lua_Integer)bytes);
+  return 1;
+}
+
+/* model:foresee(prompt, batch, rows, masses, computed | nil) -> { prompt_bytes =, … } as
+ * pyr_foreseen has them | nil, message, code; computed: tokens that reach each layer */
+static int model_foresee(lua_State *L) {
+  pyr_model *model = pyr_lua_check_model(L, 1);
+  pyr_foresight what = { .size = sizeof what, .prompt = luaL_checkinteger(L, 2),
+                         .batch = luaL_checkinteger(L, 3), .rows = luaL_checkinteger(L, 4),
+                         .masses = lua_toboolean(L, 5) };
+  lua_settop(L, 6);
+  if (!lua_isnil(L, 6)) {
+    int layers = pyr_model_get_config(model)->layers;
+    luaL_checktype(L, 6, LUA_TTABLE);
+    int64_t *computed = lua_newuserdatauv(L, (size_t)layers * sizeof *computed, 0);
+    for (int i = 0; i < layers; i++) {
+      lua_rawgeti(L, 6, i + 1);
+      computed[i] = luaL_checkinteger(L, -1);
+      luaL_argcheck(L, computed[i] >= 0 && computed[i] <= INT32_MAX, 6, "no number of tokens");
+      lua_pop(L, 1);
+    }
+    what.computed = computed;
+  }
+  pyr_foreseen made;
+  pyr_status status = pyr_model_foresee(model, &what, &made);
+  if (status != PYR_OK) return pyr_lua_fail(L, pyr_model_runtime(model), status);
+  lua_createtable(L, 0, 10);
+  const struct { const char *name; int64_t value; } fields[] = {
+    { "prompt_bytes", made.prompt_bytes }, { "step_bytes", made.step_bytes },
+    { "prompt_sent", made.prompt_sent }, { "prompt_swaps", made.prompt_swaps },
+    { "step_sent", made.step_sent }, { "step_swaps", made.step_swaps },
+    { "heads", made.heads }, { "kv_heads", made.kv_heads }, { "ff", made.ff },
+    { "vocab", made.vocab },
+  };
+  for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+    lua_pushinteger(L, fields[i].value);
+    lua_setfield(L, -2, fields[i].name);
+  }
+  return 1;
+}
+
 static int model_identify(lua_State *L) {
   const char *name = luaL_optstring(L, 2, NULL);
   lua_Integer tokenizer = luaL_optinteger(L, 3, 0);
@@ -556,7 +609,8 @@ void pyr_lua_open_model(lua_State *L) {
                                            { NULL, NULL } };
   static const luaL_Reg model_methods[] = {
     { "bind", model_bind }, { "ready", model_ready }, { "bytes", model_bytes },
-        { "identify", model_identify },
+        { "identify", model_identify }, { "foresee", model_foresee },
+        { "foresee_weight", model_foresee_weight },
     { "fingerprint", model_fingerprint }, { "__tostring", model_tostring }, { NULL, NULL }
   };
   pyr_lua_new_class(L, FILE_CLASS, file_methods, file_close);

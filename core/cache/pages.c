@@ -340,8 +340,8 @@ static pyr_status open_place(pyr_pool *made, const pyr_tier_options *o) {
 }
 
 /* A file's bound is its extents', which say so themselves: pages that are counted in halves of one
- * would be a second bound beside it. One rank alone may have no room for its file: none has the tier
- * then. */
+ * would be a second bound beside it. One rank alone may have no room for its file: then none has
+ * the tier. */
 pyr_status pyr_pool_add_tier(pyr_pool *pool, const pyr_tier_options *options) {
   pyr_tier_options o;
   pyr_pool *last = pool, *made = NULL;

@@ -365,8 +365,8 @@ static size_t bytes_of_rows(const pyr_cache *cache, int64_t rows) {
 }
 
 /* A snapshot shares all pages, so that whatever fails here leaves the rows as they were. Of several
- * ranks all give rows, as many of a lane each, where one is short of room: *freed is what that frees
- * where it frees most. */
+ * ranks all give rows, as many of a lane each, where one is short of room: *freed is what that
+ * frees where it frees most. */
 pyr_status pyr_tiers_relieve(pyr_cache *cache, int64_t rows, size_t *freed) {
   pyr_cache *snapshot = NULL;
   pyr_runtime *rt = cache->pool->rt;

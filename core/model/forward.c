@@ -34,6 +34,24 @@ static bool adds_apart(const pyr_model_config *c) {
  * it may be laid out by expert. */
 static int64_t plain_ff(const pyr_model_config *c) { return pyr_max(c->ff, c->shared_ff); }
 
+/* What prefill.c and step.c lay out, and what foresee.c counts, where nothing is laid out:
+ *
+ *                 tokens   chunk   logits of    positions to rotate to
+ *     prompt        700     512    the last     a chunk's
+ *     step of 32     32      32    all 32       of compacted layers alone
+ *
+ * A prompt has a number for each layer's plan, too, that says whether its scores were numbers; a
+ * step's plans have theirs with their lists (evict.h). */
+pyr_extent pyr_extent_of_prompt(const pyr_model *model, int64_t n, int64_t logit_rows, bool tiers) {
+  int64_t chunk = pyr_min(n, PYR_CHUNK);
+  return (pyr_extent){ .tokens = n, .chunk = chunk, .turned = chunk, .logit_rows = logit_rows,
+                       .faults = model->config.layers, .tiers = tiers };
+}
+pyr_extent pyr_extent_of_step(int64_t tokens, int64_t turned, bool tiers) {
+  return (pyr_extent){ .tokens = tokens, .chunk = tokens, .turned = turned, .logit_rows = tokens,
+                       .tiers = tiers };
+}
+
 /* Counts, and then cuts (arena.h): the one place that knows what a forward pass holds. Parts
  * that a pass has no use for have no length. */
 void pyr_forward_layout(pyr_forward *f, const pyr_extent *e, pyr_arena *arena) {
@@ -191,6 +209,9 @@ void pyr_layer_add_rows(pyr_cache *cache, int layer, pyr_lane_view *views, int64
 static bool sums_once(const pyr_model_config *c) {
   return c->residual != PYR_RESIDUAL_SEQUENTIAL && !adds_apart(c);
 }
+
+/* A norm of queries and keys over all heads (OLMo 2) takes two more, of one float a token each. */
+int pyr_forward_sums(const pyr_model_config *c) { return sums_once(c) ? 1 : 2; }
 
 /* Where half a layer leaves what it makes, and how the product that makes it is told to: it adds to
  * the residual stream itself (PYR_LINEAR_ADD), so that x is read and written once, but where it is

@@ -16,6 +16,10 @@
  * stream, all tokens of it, 2,304 bytes a token. */
 enum { PYR_CHUNK = 512 };
 
+/* Sums of a chunk's attention that room is made for: a score's, and what is tracked for decode.
+ * More are made one after the other. */
+enum { PYR_MASSES = 2 };
+
 typedef struct pyr_forward {       /* the activations of one chunk, backend memory */
   const pyr_model *model;
   pyr_backend *be;
@@ -50,6 +54,11 @@ typedef struct pyr_extent {
   bool tiers;                      /* caches hold rows in lower tiers */
 } pyr_extent;
 
+/* Of a prefill of n tokens, whose logits are wanted of so many at a time, and of a step. */
+pyr_extent pyr_extent_of_prompt(const pyr_model *model, int64_t n, int64_t logit_rows, bool tiers);
+pyr_extent pyr_extent_of_step(int64_t tokens, int64_t turned, bool tiers);
+/* Sums over ranks that a layer takes of each token. */
+int pyr_forward_sums(const pyr_model_config *c);
 /* Counts, and then cuts (arena.h), what the extent says; parts that a pass has no use for have no
  * length. */
 void pyr_forward_layout(pyr_forward *f, const pyr_extent *e, pyr_arena *arena);

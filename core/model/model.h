@@ -113,4 +113,8 @@ static inline pyr_turn pyr_model_turn(const pyr_model *model, int layer) {
   }
 }
 
+/* Bytes of a weight of this rank, were it bound; see pyr_model_foresee_weight. */
+uint64_t pyr_weight_bytes(const pyr_model *model, pyr_role role, int layer, int expert, bool tied,
+                          pyr_dtype dtype);
+
 #endif

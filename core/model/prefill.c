@@ -52,9 +52,6 @@ static pyr_status check_embeddings(pyr_runtime *rt, const pyr_model_config *c, c
   return PYR_OK;
 }
 
-/* Sums of a chunk's attention that room is made for: a score's, and what is tracked for decode.
- * More are made one after the other. */
-enum { MASSES = 2 };
 
 typedef struct pyr_prefill {
   pyr_cache *cache;
@@ -354,10 +351,9 @@ static pyr_status prefill_memory(pyr_prefill *p, bool logits, pyr_arena *block, 
   pyr_backend *be = p->f.be;
   pyr_runtime *rt = cache->pool->rt;
   int64_t chunk = pyr_min(p->n, PYR_CHUNK), rows = p->n;
-  pyr_extent extent = { .tokens = p->n, .chunk = chunk, .turned = chunk, .faults = cache->layers,
-                        .logit_rows = !logits || p->flags & PYR_PREFILL_STATES ? 0
-                            : p->flags & PYR_PREFILL_ALL ? chunk : 1,
-                        .tiers = cache->below != NULL };
+  int64_t logit_rows = !logits || p->flags & PYR_PREFILL_STATES ? 0
+      : p->flags & PYR_PREFILL_ALL ? chunk : 1;
+  pyr_extent extent = pyr_extent_of_prompt(p->f.model, p->n, logit_rows, cache->below != NULL);
   pyr_arena count = { 0 }, host_count = { 0 };
   prefill_layout_host(p, &host_count);
   host->block = pyr_alloc_zero(rt, host_count.used);
@@ -371,7 +367,7 @@ static pyr_status prefill_memory(pyr_prefill *p, bool logits, pyr_arena *block, 
 
   rows += pyr_cache_longest(cache);
   pyr_work work = pyr_forward_work(p->f.model, chunk, rows, 1);
-  work.masses = cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE) ? MASSES : 0;
+  work.masses = cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE) ? PYR_MASSES : 0;
   PYR_TRY(pyr_ranks_reserve(p->f.model->ranks, chunk * p->f.model->config.width));
   return be->reserve(be, &work);
 }

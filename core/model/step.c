@@ -194,8 +194,7 @@ static pyr_status step_list(const pyr_decode *d) {
  * step_undo gives that back (pyr_lane_truncate trims). */
 static pyr_status step_reserve(pyr_decode *d, const pyr_work *work) {
   pyr_backend *be = d->f.be;
-  pyr_extent extent = { .tokens = d->tokens, .chunk = d->tokens, .logit_rows = d->tokens,
-                        .turned = d->turned, .tiers = d->caches[0]->below != NULL };
+  pyr_extent extent = pyr_extent_of_step(d->tokens, d->turned, d->caches[0]->below != NULL);
   pyr_arena count = { 0 }, arena = { 0 };
   int32_t heads = d->f.model->config.kv_heads;
   pyr_forward_layout(&d->f, &extent, &count);

@@ -1,7 +1,7 @@
 /* look.c — cache:scores: what a score says of the rows that a cache holds, at rest.
  *
- * Lanes are evaluated one by one, whatever a policy's `share`, from what the rows hold and have been
- * given so far; of several ranks each has its own lanes', and gets the others'. What a running
+ * Lanes are evaluated one by one, whatever a policy's `share`, from what the rows hold and have
+ * been given so far; of several ranks each has its own lanes', and gets the others'. What a running
  * prefill alone knows is refused by name. */
 #include "policy/ranked.h"
 #include "policy/score.h"

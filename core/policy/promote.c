@@ -200,9 +200,12 @@ static pyr_status promote_some(promotion *p, int depth, int64_t longest) {
   return PYR_OK;
 }
 
-/* Of the lanes of this rank. Of two ranks with 12 and 9 rows below, where lanes are equally long and
- * 20 are asked for, 9 come up in every lane (promote_layer); where they are not, 12 and 9. What a
- * rank may have below beyond that stays there. */
+/* Of the lanes of this rank. Of two ranks with 12 and 9 rows below, of which 20 are asked for:
+ *
+ *     lanes equally long     9 come up in every lane, the fewest that one has (promote_layer)
+ *     else                   12 on the one, 9 on the other
+ *
+ * What a rank has below beyond that stays there. */
 static int64_t longest_below(const pyr_cache *cache, int layer) {
   int64_t longest = 0;
   for (int head = 0; head < cache->heads; head++)

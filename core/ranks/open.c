@@ -32,12 +32,32 @@ static pyr_status compare(pyr_runtime *rt, pyr_ranks *r) {
   return PYR_OK;
 }
 
+/* ---- on paper -------------------------------------------------------------------------------- */
+
+static int swap_nowhere(void *state, const pyr_swap *with, char *why, size_t why_bytes) {
+  (void)state, (void)with;
+  snprintf(why, why_bytes, "the other ranks are there on paper alone");
+  return -1;
+}
+static void close_nothing(void *state) { (void)state; }
+
+/* "paper 2/8": rank 2 of eight that nobody started. A model can be laid out for it, and asked what
+ * it would hold and send (model/foresee.c); whatever needs the others fails. Returns whether the
+ * words are such. */
+static bool read_paper(const char *kind, pyr_link *out) {
+  int rank, size, length = 0;
+  if (sscanf(kind, "paper %d/%d%n", &rank, &size, &length) != 2 || kind[length]) return false;
+  *out = (pyr_link){ .rank = rank, .size = size, .swap = swap_nowhere, .close = close_nothing };
+  return size >= 1 && size <= PYR_RANKS_MAX && rank >= 0 && rank < size;
+}
+
 /* *out is there, and the caller's to free, also where ranks do not fit together. */
 pyr_status pyr_ranks_open(pyr_runtime *rt, const char *kind, pyr_ranks **out) {
   pyr_link_open_fn open;
   pyr_link link = { 0 };
   char why[400] = "";
   void *symbol;
+  if (read_paper(kind, &link)) return pyr_ranks_new(rt, &link, out);
   if (strcmp(kind, "tensor") != 0)
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "ranks: \"%s\" is not known (known: tensor)",
                                  kind);

@@ -39,6 +39,8 @@ pyr_traffic pyr_ranks_traffic(const pyr_ranks *r);
  * may only grow. */
 pyr_status pyr_ranks_reserve(pyr_ranks *r, int64_t n);
 
+/* What this rank sends to the others where all of them add up n floats. */
+pyr_traffic pyr_ranks_sum_traffic(const pyr_ranks *r, int64_t n);
 /* x [n] becomes the sum over ranks, ((x_0 + x_1) + x_2) + …, n within the reserved. */
 pyr_status pyr_ranks_sum(pyr_ranks *r, float *x, int64_t n);
 /* out [size] blocks, one after the other in the order of ranks, of bytes[i] each; the own is copied

@@ -172,6 +172,20 @@ function cache.bytes_of_value(dtype)
   return ((k and k / 8 or plain) + (v and v / 8 or plain)) / 2
 end
 
+local PAGE_ROWS = 32                                     -- core/cache/pages.h
+
+---Bytes of a lane of so many rows, in whole pages, with a position a row and, where attention is
+---tracked, a number more.
+---@param dtype string
+---@param head_dim integer
+---@param rows number
+---@param tracked? boolean
+---@return number
+function cache.bytes_of_lane(dtype, head_dim, rows, tracked)
+  local row = 2 * head_dim * assert(cache.bytes_of_value(dtype)) + (tracked and 8 or 4)
+  return math.ceil(rows / PAGE_ROWS) * PAGE_ROWS * row
+end
+
 ---@class pyramid.CacheOptions
 ---@field policy? pyramid.PolicyLike
 ---@field dtype? "f16"|"f32"|"bf16"|"q8_0"|"fp8_e4m3"|"q4"|"q3"|"q2"|{ k: string, v: string }

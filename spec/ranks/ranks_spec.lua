@@ -5,6 +5,7 @@ local lfs = require "lfs"
 
 local files = require "pyramid.files"
 local helper = require "spec.helper"
+local policy = require("pyramid").policy
 local random_model = require "pyramid.tools.random_model"
 local shell = require "spec.support.shell"
 
@@ -183,6 +184,41 @@ describe("a saved cache", function()
       for _, case in ipairs { { 1, "two" }, { 2, "one" }, { 3, "two" } } do
         run(case[1], "load", case[2], id)
         assert.equal(rest, helper.read(folder .. "/load.0"))
+      end
+    end)
+  end
+end)
+
+describe("a plan on paper", function()
+  local plan = require "pyramid.tools.plan"
+  for _, case in ipairs { { "full", "f32" }, { "full", "q8_0" }, { "pyramidinfer", "f32" },
+    { "h2o", "f32" } } do
+    local name, weights = table.unpack(case)
+    ranked(("says what two ranks hold and send, within 5 %%: %s, %s"):format(name, weights),
+      function()
+      local model = folder .. "/plan"
+      if not files.exists(model) then
+        assert(random_model.write(model, { dtype = "f32", seed = 3, shape = { layers = 4,
+          width = 512, heads = 8, kv_heads = 4, ff = 1408, vocab = 4096, context = 2048 } }))
+      end
+      local out, err, status = mpirun(2, scripts .. "measure.lua", folder .. "/measured", model,
+        name, weights)
+      assert.equal(0, status, out .. err)
+      local made = assert(plan.make(model, { ranks = 2, prompt = 700, threads = 1,
+        weights = weights, policy = name ~= "full" and policy(name) or nil }))
+      for i, rank in ipairs(made.ranks) do
+        local seen = helper.json(("%s/measured.%d"):format(folder, i - 1))
+        local function near(wanted, value, what)
+          assert(math.abs(value - wanted) <= 0.05 * wanted,
+            ("%s of rank %d: planned %d, measured %d"):format(what, i - 1, value, wanted))
+        end
+        assert.equal(seen.weights, rank.weights)
+        if name == "full" then assert.equal(seen.rows, rank.rows) end
+        near(seen.rows, rank.rows, "rows")
+        near(seen.weights + seen.peak, rank.total, "bytes")
+        near(seen.peak - seen.rows, rank.scratch, "scratch")
+        near(seen.prompt_sent, rank.prompt_sent, "a prompt's traffic")
+        near(seen.step_sent, rank.step_sent, "a step's traffic")
       end
     end)
   end

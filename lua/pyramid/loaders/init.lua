@@ -349,6 +349,22 @@ local function core_config(config, weights, as)
   return out
 end
 
+---What a model of these weights is made of, for whoever lays one out without reading it: what
+---core.model_new is told, and each weight's place and dtype.
+---@param config pyramid.Config
+---@param weights { role: string, layer: integer?, expert: integer?, tensor: pyramid.Tensor }[]
+---@param as? string  the option `weights`
+---@return table config
+---@return { role: string, layer: integer?, expert: integer?, dtype: string }[] weights
+function loaders.outline(config, weights, as)
+  local list = {}
+  for i, w in ipairs(weights) do
+    list[i] = { role = w.role, layer = w.layer, expert = w.expert,
+      dtype = as or target_of(w.tensor) or w.tensor.dtype }
+  end
+  return core_config(config, weights, as), list
+end
+
 local function prepare(path, options)
   local source = open(path)
   change_context(source, options.context, options.scaling)

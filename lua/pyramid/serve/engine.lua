@@ -30,7 +30,6 @@ local shelf = require "pyramid.serve.shelf"
 
 local engine = {}
 
-local PAGE_ROWS <const> = 32          -- of the core's pages
 local PASSED_MOST <const> = 8
 local PUMP_EVERY <const> = 0.002      -- seconds between two calls of `pump` within one call
 
@@ -116,10 +115,8 @@ end
 -- The most bytes that a request can come to hold.
 local function forecast(self, request)
   local config = self.model.config
-  local value = assert(caches.bytes_of_value(request.dtype))
-  local row = 2 * config.head_dim * value + 8            -- position and history, 4 each
   local function bytes(rows)
-    return config.kv_heads * math.ceil(rows / PAGE_ROWS) * PAGE_ROWS * row
+    return config.kv_heads * caches.bytes_of_lane(request.dtype, config.head_dim, rows, true)
   end
   local n, layers = #request.ids, config.layers
   local room = math.min(request.max_tokens, math.max(config.context - n, 0))

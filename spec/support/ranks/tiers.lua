@@ -1,9 +1,8 @@
--- tiers.lua OUT MODELS load|save: run by a launcher on each of several ranks, or alone. Rows that go
--- down tiers and come up again, of small random models with 4 query heads over 4, 2 and 1 K/V heads:
--- by plans, by a tier that is full, by a budget, by a score and by recall; tiers in files are told
--- one path on all ranks. Writes a file of lines,
--- OUT.RANK: ids, and where every position of each lane lies. "save" also leaves caches in files,
--- which "load" goes on from.
+-- tiers.lua OUT MODELS load|save: run by a launcher on each of several ranks, or alone. Rows that
+-- go down tiers and come up again, of small random models with 4 query heads over 4, 2 and 1 K/V
+-- heads: by plans, by a tier that is full, by a budget, by a score and by recall; tiers in files
+-- are told one path on all ranks. Writes a file of lines, OUT.RANK: ids, and where every position
+-- of each lane lies. "save" also leaves caches in files, which "load" goes on from.
 package.path = (arg[0]:match "^(.*)spec/" or "") .. "./?.lua;" .. package.path
 
 local pyramid = require "pyramid"
