@@ -157,7 +157,8 @@ function engine.run(given, store, report)
   for _, step in ipairs(given.steps) do
     local rivals = {}
     for _, variant in ipairs(given.variants) do
-      if not store:get(given.key(step, variant)) then rivals[#rivals + 1] = variant end
+      local key = given.key(step, variant)
+      if not store:get(key) and store:mine(key) then rivals[#rivals + 1] = variant end
     end
     if #rivals > 0 then
       todo[#todo + 1] = { step = step, rivals = rivals }

@@ -5,9 +5,13 @@
 --- says what was measured under which circumstances. A line that was cut off by the end of a run is
 --- measured again; anything else that does not belong there is refused, so that no other file is
 --- ever written into.
+---
+--- Shards: workers of one run that share a folder. Worker 2 of 8 adds to "results.2-of-8.jsonl" what
+--- falls to it by its key, and whoever opens "results.jsonl" later has what all of them have added.
 local core = require "pyramid.core"
 local files = require "pyramid.files"
 local json = require "pyramid.json"
+local transfer = require "pyramid.tools.get.transfer"
 
 local results = {}
 
@@ -16,6 +20,7 @@ local results = {}
 ---@field count integer                  results in the file
 ---@field package records table<string, table>
 ---@field package format string
+---@field package shard { index: integer, count: integer }?
 local Results = {}
 Results.__index = Results
 Results.__name = "pyramid.tools.results"
@@ -34,17 +39,51 @@ local function read(path)
   return text
 end
 
----Opens a file of results, which need not be there yet.
+-- What workers have added beside a file. A last line that one is writing, or was when it ended, is
+-- left to it.
+local function read_shards(self, path)
+  local folder, stem = path:match "^(.-)([^/]+)%.jsonl$"
+  if not stem then return true end
+  folder = folder == "" and "./" or folder
+  local pipe <close> = assert(io.popen(("LC_ALL=C ls %s 2>/dev/null"):format(
+    transfer.quote(folder))))
+  for name in pipe:lines() do
+    local rest = name:sub(1, #stem) == stem and name:sub(#stem + 1) or ""
+    local other = folder .. name
+    if rest:find "^%.%d+%-of%-%d+%.jsonl$" and name ~= self.path:match "[^/]+$" then
+      local text, message = read(other)
+      if not text then return nil, message, "io" end
+      for line in text:gmatch "([^\n]*)\n" do
+        local record = decode(line)
+        if not record or record.format ~= self.format or type(record.key) ~= "string" then
+          return nil, ("%s: not results of %s"):format(other, self.format), "format"
+        end
+        if not self.records[record.key] then self.count = self.count + 1 end
+        self.records[record.key] = self.records[record.key] or record
+      end
+    end
+  end
+  return true
+end
+
+---Opens a file of results, which need not be there yet; with those that shards have added beside
+---it. A shard has a file of its own.
 ---@param path string
 ---@param format string
+---@param shard? { index: integer, count: integer }
 ---@return pyramid.Results?
 ---@return string? message
 ---@return string? code
-function results.open(path, format)
+function results.open(path, format, shard)
   local _ <close> = core.plain_locale()
+  local whole_path = path
+  if shard then
+    path = path:gsub("%.jsonl$", "") .. (".%d-of-%d.jsonl"):format(shard.index, shard.count)
+  end
   local text, message = read(path)
   if not text then return nil, message, "io" end
-  local self = setmetatable({ path = path, format = format, records = {}, count = 0 }, Results)
+  local self = setmetatable({ path = path, format = format, records = {}, count = 0,
+    shard = shard }, Results)
   local whole, number = 0, 0
   while true do  -- each byte once, however long a last line without an end is
     local at = text:find("\n", whole + 1, true)
@@ -70,9 +109,20 @@ function results.open(path, format)
     ok, message = files.write(path, text:sub(1, whole))
     if not ok then return nil, message, "io" end
   end
+  local done, why, code = read_shards(self, whole_path)
+  if not done then return nil, why, code end
   self.file, message = io.open(path, "ab")
   if not self.file then return nil, message, "io" end
   return self
+end
+
+---Whether what a key stands for is this worker's to measure: of everything, where there is one.
+---@param key string
+---@return boolean
+function Results:mine(key)
+  local shard = self.shard
+  if not shard then return true end
+  return tonumber(results.hash(key):sub(-8), 16) % shard.count == shard.index - 1
 end
 
 ---The result of a key, if it is there.

@@ -22,6 +22,15 @@ function rivals.add_options(parser, out)
   cli.add_tiers(parser)
   cli.add_trace(parser)
   cli.option(parser, "--out", "DIR", "Where results and report go.", { default = out })
+  cli.option(parser, "--shard", "I/N", "Measure what falls to worker I of N, which share --out; the "
+    .. "same command without it joins what they have, and measures what is missing."):convert(
+    function(text)
+      local index, count = text:match "^(%d+)/(%d+)$"
+      index, count = math.tointeger(index), math.tointeger(count)
+      if index and index >= 1 and index <= count then return { index = index, count = count } end
+      return nil, ("option '--shard' must be a worker and how many there are, such as 2/8, not '%s'")
+        :format(text)
+    end)
 end
 
 ---A list of what `convert` makes of its words; `wanted` says what a word should be.
@@ -83,7 +92,7 @@ end
 function rivals.store(args, format)
   -- opening the file says what is wrong
   os.execute("mkdir -p " .. cli.quote(args.out) .. " 2>/dev/null")
-  local store, message, code = results.open(args.out .. "/results.jsonl", format)
+  local store, message, code = results.open(args.out .. "/results.jsonl", format, args.shard)
   if store then return store end
   cli.fail(message, code == "format" and "It is left as it is; give another --out DIR." or nil)
 end

@@ -1,0 +1,72 @@
+-- Workers that share a measurement: each measures what falls to it, one that was lost costs its
+-- cells alone, and the same command without --shard joins them.
+local helper = require "spec.helper"
+local results = require "pyramid.tools.results"
+local random_model = require "pyramid.tools.random_model"
+local shell = require "spec.support.shell"
+
+describe("shards of results", function()
+  local folder
+  setup(function() folder = shell.folder() end)
+  teardown(function() shell.remove(folder) end)
+
+  it("take each key once, and are joined by whoever opens the whole", function()
+    local path = folder .. "/keys.jsonl"
+    local taken = {}
+    for index = 1, 3 do
+      local store <close> = assert(results.open(path, "spec 1", { index = index, count = 3 }))
+      for i = 1, 60 do
+        local key = "key " .. i
+        if store:mine(key) then
+          assert.is_nil(taken[key])
+          taken[key] = index
+          assert(store:add(key, { value = i }))
+        end
+      end
+    end
+    local file = assert(io.open(folder .. "/keys.2-of-3.jsonl", "ab"))
+    file:write '{"format":"spec 1","key":"cut of'                 -- by the end of a worker
+    file:close()
+    local store <close> = assert(results.open(path, "spec 1"))
+    assert.equal(60, store.count)
+    for i = 1, 60 do
+      assert.equal(i, store:get("key " .. i).value)
+      assert.is_true(store:mine("key " .. i))
+    end
+    file = assert(io.open(folder .. "/keys.9-of-9.jsonl", "wb"))
+    file:write '{"format":"another","key":"x"}\n'
+    file:close()
+    local none, message, code = results.open(path, "spec 1")
+    assert.is_nil(none)
+    assert.equal("format", code)
+    assert.matches("keys.9%-of%-9.jsonl: not results of spec 1", message)
+  end)
+
+  it("of a comparison are what one process measures, but for what a lost worker had", function()
+    local model = folder .. "/tiny.gguf"
+    assert(random_model.write(model, { dtype = "q8_0", seed = 1, format = "gguf",
+      shape = random_model.shapes.tiny }))
+    local function compare(...)
+      local out, err, status = shell.pyramid("compare", "-m", model, "--out", folder .. "/out",
+        "--lengths", "256", "--questions", "1", "--documents", "1", "--budgets", "0.5", "-p", "h2o",
+        "-p", "streaming", ...)
+      return out, err, status
+    end
+    for i = 1, 2 do
+      local out, err, status = compare("--shard", i .. "/2")
+      assert.equal(0, status, out .. err)
+    end
+    local lost = folder .. "/out/results.2-of-2.jsonl"
+    local _, lines = helper.read(lost):gsub("\n", "\n")
+    local _, others = helper.read(folder .. "/out/results.1-of-2.jsonl"):gsub("\n", "\n")
+    assert.is_true(lines > 0 and others > 0)
+    assert.matches("0 of them new", (compare()))
+    os.remove(lost)
+    assert.matches(("%d results, %d of them new"):format(lines + others, lines), (compare()))
+    for _, words in ipairs { "3/2", "0/2", "2", "a/b" } do
+      local out, err, status = compare("--shard", words)
+      assert.not_equal(0, status, out)
+      assert.matches("a worker and how many there are", err)
+    end
+  end)
+end)
