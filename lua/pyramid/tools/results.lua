@@ -7,7 +7,8 @@
 --- ever written into.
 ---
 --- Shards: workers of one run that share a folder. Worker 2 of 8 adds to "results.2-of-8.jsonl"
---- what falls to it by its key, and whoever opens "results.jsonl" later has what all of them have added.
+--- what falls to it by its key, and whoever opens "results.jsonl" later has what all of them have
+--- added.
 local core = require "pyramid.core"
 local files = require "pyramid.files"
 local json = require "pyramid.json"

@@ -23,7 +23,8 @@ function rivals.add_options(parser, out)
   cli.add_trace(parser)
   cli.option(parser, "--out", "DIR", "Where results and report go.", { default = out })
   cli.option(parser, "--shard", "I/N",
-    "Measure what falls to worker I of N, which share --out; the same command without it joins what they have, and measures what is missing."):convert(
+    "Measure what falls to worker I of N, which share --out; the same command without it joins "
+      .. "what they have, and measures what is missing."):convert(
     function(text)
       local index, count = text:match "^(%d+)/(%d+)$"
       index, count = math.tointeger(index), math.tointeger(count)
