@@ -94,14 +94,15 @@ function saved_rows.read(bytes)
   end
   tier()
   local tiers_at = take()
-  local tiers = version == 6 and take "<I8" or 0
-  if version == 6 then take(8 * layers) end           -- rows that triggers recall
+  local tiers = version % 2 == 0 and take "<I8" or 0
+  if version % 2 == 0 then take(8 * layers) end       -- rows that triggers recall
   for _ = 1, tiers do
     local _
     _, code = take "<I8I8"
     lower = true
     tier()
   end
+  if version >= 7 then take(4 * take "<i8") end       -- ids
   for _, lane in ipairs(lanes) do
     table.sort(lane, function(a, b) return a.position < b.position end)
   end

@@ -759,6 +759,7 @@ function calibrate.check(model, policies, given, report)
     records[key] = record
     return true
   end
+  function store.mine() return true end            -- no other worker has a part of it
   local ok
   ok, message, code = compare.run(plan, model, store, report)
   if not ok then return nil, message, code end
