@@ -5,7 +5,7 @@ local socket = require "cqueues.socket"
 
 local streams = {}
 
-local WAIT <const> = 120            -- seconds for whatever a server says next
+local WAIT <const> = 900            -- seconds for whatever a server says next
 
 --- A connection to this machine's port; nil: there is none.
 ---@param port integer
