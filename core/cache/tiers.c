@@ -383,6 +383,7 @@ pyr_status pyr_tiers_relieve(pyr_cache *cache, int64_t rows, size_t *freed) {
   if (status == PYR_OK && cache->pool->held < before.held[0])
     most = (int64_t)(before.held[0] - cache->pool->held);
   if (status == PYR_OK) status = pyr_ranks_most(pyr_runtime_ranks(rt), &most);
+  if (status == PYR_OK) status = pyr_cache_level(cache);   /* short lanes give fewer rows */
   pyr_ranks_leave(rt);
   if (status == PYR_OK && most > 0) pyr_cache_rows_changed(cache);
   if (status == PYR_OK) *freed = (size_t)most;

@@ -197,7 +197,7 @@ static pyr_status promote_some(promotion *p, int depth, int64_t longest) {
   if (longest == 0) return PYR_OK;
   PYR_TRY(promote(p, depth, longest));
   pyr_cache_rows_changed(cache);
-  return PYR_OK;
+  return pyr_cache_level(cache);           /* unequal lanes get unequal numbers of rows */
 }
 
 /* Of the lanes of this rank. Of two ranks with 12 and 9 rows below, of which 20 are asked for:

@@ -1,8 +1,9 @@
 -- tiers.lua OUT MODELS load|save: run by a launcher on each of several ranks, or alone. Rows that
 -- go down tiers and come up again, of small random models with 4 query heads over 4, 2 and 1 K/V
--- heads: by plans, by a tier that is full, by a budget, by a score and by recall; tiers in files
--- are told one path on all ranks. Writes a file of lines, OUT.RANK: ids, and where every position
--- of each lane lies. "save" also leaves caches in files, which "load" goes on from.
+-- heads: by plans, by a tier that is full, by a budget, by a score, in lanes of several lengths,
+-- too, and by recall; tiers in files are told one path on all ranks. Writes a file of lines,
+-- OUT.RANK: ids, and where every position of each lane lies. "save" also leaves caches in files,
+-- which "load" goes on from.
 package.path = (arg[0]:match "^(.*)spec/" or "") .. "./?.lua;" .. package.path
 
 local pyramid = require "pyramid"
@@ -49,6 +50,12 @@ local function keeper(share, recall)
     end }
 end
 
+local function halve(_, l)
+  return { keep = l.rows // 2, share = "pool", score = score.key_norm(), losers = { to = "warm" } }
+end
+local halving = pyramid.policy { name = "halving", prefill = halve, decode = halve,
+  trigger = function() return { every = 6 } end }
+
 local function tell(kind, name, cache, config, made)
   lines[#lines + 1] = table.concat({ kind, name, places(cache, config), made }, " ")
 end
@@ -85,6 +92,13 @@ for _, kind in ipairs { "4", "2", "1" } do
       assert(cache:promote { by = score.value_norm(), rows = 7 })
       return go_on(cache, id, 8)
     end)
+  -- Lanes of several lengths get all of their rows back, and are of one length again: that is
+  -- what plans are told of a layer's rows, on every rank.
+  open("ragged", { tiers = { warm = { dtype = "f32" } }, policy = halving }, function(cache)
+    local id = assert(cache:prefill(ids)):argmax()
+    assert(cache:promote { by = score.value_norm(), rows = #ids })
+    return go_on(cache, id, 8)
+  end)
   if what ~= "load" then
     -- A budget of each rank, whose lanes are fewer than one process's: the same ids, at least.
     local cache <close> = assert(model:cache { dtype = "f32", pressure = "demote",
