@@ -557,7 +557,8 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same, uint3
                                  "otherwise (this one: "
                                  "%u); read the prompt again and save it anew", s->path, h.version,
                                      (unsigned)PYR_CACHE_VERSION);
-  if (h.version > PYR_CACHE_TIERED) return bad(s, "version", "is one this build does not read");
+  if (h.version < 1 || h.version > PYR_CACHE_TIERED)
+    return bad(s, "version", "is one this build does not read");
   if (h.order != mine.order) return bad(s, "byte order", "is not this machine's");
   if ((status = check_model(s, &h, &mine)) != PYR_OK) return status;
   if (h.layers != mine.layers || h.heads != mine.heads || h.head_dim != mine.head_dim)

@@ -238,8 +238,10 @@ describe("a saved cache", function()
       helper.write(path "cache", patched(bytes, 8, ("<I4"):pack(version)))
       refused(model, ("version is %d, of an older build"):format(version))
     end
-    helper.write(path "cache", patched(bytes, 8, ("<I4"):pack(1000)))
-    refused(model, "version is one this build does not read")
+    for _, version in ipairs { 0, 1000 } do
+      helper.write(path "cache", patched(bytes, 8, ("<I4"):pack(version)))
+      refused(model, "version is one this build does not read")
+    end
   end)
 
   -- Eight tokens: their ids, and how many they are, before the note's length and the sum.
