@@ -485,14 +485,13 @@ local read_keys = { block = "integer", policy = "any", special = "boolean", prog
 ---@return string? code
 function Cache:read(from, given)
   given = options.check("cache:read", given, read_keys)
-  local size, found = given.block or 512, nil
+  local owner, size, found = self:owner(), given.block or 512, nil
   if size < 1 then error("cache:read: a block is 1 token or more", 2) end
   if given.policy ~= nil then
     local chosen, message, code = policy.load(given.policy)
     if not chosen then return nil, message, code end
-    found = chosen:bind()
+    found = chosen:bind(nil, token_classes.reader(owner.tokenizer))
   end
-  local owner = self:owner()
   local bos = owner.tokenizer and owner.tokenizer.adds_bos or nil
   local reader = stream.open(from, function(text, begins)
     return owner:encode(text, { special = given.special, add = false, bos = begins and bos or nil })

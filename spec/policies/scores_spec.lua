@@ -410,10 +410,14 @@ describe("scores at work", function()
     assert.is_true(#sorted.separators >= 8 and #sorted.digits >= 2 and #sorted.specials >= 1)
     for class in pairs(require "pyramid.token_classes".known) do
       local s = score.tokens(class)
-      local cache <close> = assert(tiny:cache { policy = { name = "some", prefill = function(_, l)
-        return { above = 0.5, keep = l.rows, score = s } end } })
+      local some = policy { name = "some", prefill = function(_, l)
+        return { above = 0.5, keep = l.rows, score = s } end }
+      local cache <close> = assert(tiny:cache { policy = some })
       assert(cache:prefill(ids))
       assert.same(sorted[class] or {}, cache:positions(1, 1), class)
+      local read <close> = assert(tiny:cache())
+      assert(read:read(ids, { policy = some }))
+      assert.same(sorted[class] or {}, read:positions(1, 1), class)
     end
     local of = require "pyramid.token_classes".of_text
     for said, class in pairs { ["."] = "separators", [" ,"] = "separators", ["\n\n"] = "separators",
