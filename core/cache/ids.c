@@ -69,6 +69,10 @@ void pyr_ids_free(pyr_pool *pool, pyr_ids *ids) {
   pyr_release(pool->rt, ids, sizeof *ids);
 }
 
+void pyr_ids_forget_worth(pyr_pool *pool, pyr_ids *ids) {
+  if (ids) drop_worth(pool->be, ids);
+}
+
 bool pyr_ids_whole(const pyr_ids *ids, int64_t n) {
   return n == 0 || (ids && !ids->gap && ids->count >= n);
 }

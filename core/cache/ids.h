@@ -25,7 +25,7 @@ typedef struct pyr_ids {
   int64_t sent_room, sent_count;
   float *worth;            /* likewise [worth_count]: what the last score gave to each id, … */
   int64_t worth_count;
-  int32_t number;          /* … of the policy's table */
+  int32_t number;          /* … of the table of the policy that is in force */
 } pyr_ids;
 
 /* Says that the n tokens from position `at` on, behind which there are none, are `tokens`, or
@@ -38,9 +38,11 @@ pyr_status pyr_ids_copy(pyr_pool *pool, const pyr_ids *from, int64_t n, pyr_ids 
 void pyr_ids_free(pyr_pool *pool, pyr_ids *ids);       /* NULL is legal */
 /* Whether the first n tokens are known, all of them. */
 bool pyr_ids_whole(const pyr_ids *ids, int64_t n);
+/* Another policy is in force now, whose numbers are of other tables. NULL is legal. */
+void pyr_ids_forget_worth(pyr_pool *pool, pyr_ids *ids);
 /* out[i] = values[id of positions[i]], backend memory both; 0 where there is no id, or values, host
  * memory of `count` numbers, have none of it. `number` is the policy's for them: what was sent by
- * it once is not sent again. PYR_MEMORY, PYR_DEVICE. */
+ * it once is not sent again, until another is in force. PYR_MEMORY, PYR_DEVICE. */
 pyr_status pyr_ids_look_up(pyr_pool *pool, pyr_ids *ids, float *out, const int32_t *positions,
                            int64_t n, int32_t number, const float *values, int64_t count);
 

@@ -101,10 +101,12 @@ static pyr_status evict(pyr_cache *cache, pyr_evictions *es, pyr_when when,
 }
 
 /* A policy lent for the call stands in for the cache's own while plans are asked for, and is
- * taken out before rows move, whatever came of it. */
+ * taken out before rows move, whatever came of it. Its tables have numbers of their own: what was
+ * sent by the cache's is not looked at, and what is sent by these goes again. */
 pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy) {
   pyr_evictions es = { 0 };
-  if (!policy) policy = &cache->policy;
+  bool borrowed = policy != NULL;
+  if (!borrowed) policy = &cache->policy;
   if (!policy->prefill)
     return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT,
                                  policy->name ? "policy %s has no prefill plan to evict by"
@@ -113,7 +115,9 @@ pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy) {
   if (cache->tokens == 0) return PYR_OK;
   const pyr_policy lent = *policy;
   pyr_ranks_begin(cache->pool->rt);
+  if (borrowed) pyr_ids_forget_worth(cache->pool, cache->ids);
   pyr_status status = evict(cache, &es, PYR_WHEN_EVICT, &lent, gather);
+  if (borrowed) pyr_ids_forget_worth(cache->pool, cache->ids);
   status = pyr_ranks_end(cache->pool->rt, status);
   if (status == PYR_OK) pyr_cache_rows_changed(cache);
   if (status == PYR_OK) cache->uneven = true, status = pyr_cache_level(cache);

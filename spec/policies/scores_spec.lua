@@ -377,6 +377,29 @@ describe("scores at work", function()
     assert.same(places(0, other), plain:positions(1, 1))
   end)
 
+  it("know tokens by the tables of the policy that is asked, whatever its numbers", function()
+    local ids, s = prompt(40), score.tokens { 3, 17 }
+    ids[9], ids[12], ids[20], ids[31] = 3, 17, 3, 17
+    local function worth(list)
+      local values = {}
+      for id = 0, 17 do values[id + 1] = list[id] or 0 end
+      return policy { name = "some", prefill = function(_, l)
+        return { above = 0.5, keep = l.rows, score = s }
+      end }:bind(nil, function() return vector(values) end)
+    end
+    local cache <close> = assert(model:cache { dtype = "f32" })
+    assert(cache:prefill(ids))
+    assert(cache:cut(worth { [3] = 1, [17] = 1 }))
+    local both = cache:positions(1, 1)
+    assert.is_true(#both >= 4)
+    assert(cache:cut(worth { [17] = 1 }))
+    local want = {}
+    for _, position in ipairs(both) do
+      if ids[position + 1] == 17 then want[#want + 1] = position end
+    end
+    assert.same(want, cache:positions(1, 1))
+  end)
+
   it("know no token of embedded rows, and no class without a tokenizer", function()
     local ids = prompt(30)
     local s = score.tokens(ids)
