@@ -84,10 +84,10 @@ static void forget_listed(pyr_lane *lane, int64_t from) {
  * has its numbers and its lists of pages elsewhere: none is in the processor's caches. So those of
  * lanes to come are asked for early, far enough ahead that memory answers by then. */
 void pyr_lanes_expect(const pyr_cache *cache, int64_t at) {
-  const pyr_lane *lanes = cache->lane_list, *far = &lanes[at + AHEAD];
+  const pyr_lane *lanes = cache->lane_list;
   if (at + AHEAD < pyr_cache_lane_count(cache))
-    for (size_t byte = 0; byte < sizeof *far; byte += 64)
-      __builtin_prefetch((const char *)far + byte, 1, 3);
+    for (size_t byte = 0; byte < sizeof *lanes; byte += 64)
+      __builtin_prefetch((const char *)&lanes[at + AHEAD] + byte, 1, 3);
   if (at + AHEAD / 2 >= pyr_cache_lane_count(cache)) return;
   const pyr_lane *near = &lanes[at + AHEAD / 2];
   __builtin_prefetch(near->pages + near->page_count, 1, 3);
