@@ -33,6 +33,9 @@ describe("shards of results", function()
       assert.equal(i, store:get("key " .. i).value)
       assert.is_true(store:mine("key " .. i))
     end
+    assert(store:add("another", { value = 7 }))               -- is no worker's to measure again
+    local worker <close> = assert(results.open(path, "spec 1", { index = 1, count = 3 }))
+    assert.equal(7, worker:get("another").value)
     file = assert(io.open(folder .. "/keys.9-of-9.jsonl", "wb"))
     file:write '{"format":"another","key":"x"}\n'
     file:close()
@@ -63,7 +66,7 @@ describe("shards of results", function()
     assert.matches("0 of them new", (compare()))
     os.remove(lost)
     assert.matches(("%d results, %d of them new"):format(lines + others, lines), (compare()))
-    for _, words in ipairs { "3/2", "0/2", "2", "a/b" } do
+    for _, words in ipairs { "3/2", "0/2", "0/0", "2", "a/b", "1/" .. ("9"):rep(30) } do
       local out, err, status = compare("--shard", words)
       assert.not_equal(0, status, out)
       assert.matches("a worker and how many there are", err)

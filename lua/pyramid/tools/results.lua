@@ -40,18 +40,19 @@ local function read(path)
   return text
 end
 
--- What workers have added beside a file. A last line that one is writing, or was when it ended, is
--- left to it.
+-- What others of the same run have added: workers, and to a worker whoever joined them before. A
+-- last line that one is writing, or was when it ended, is left to it.
 local function read_shards(self, path)
   local folder, stem = path:match "^(.-)([^/]+)%.jsonl$"
   if not stem then return true end
   folder = folder == "" and "./" or folder
-  local pipe <close> = assert(io.popen(("LC_ALL=C ls %s 2>/dev/null"):format(
+  local pipe <close> = assert(io.popen(("LC_ALL=C ls -- %s 2>/dev/null"):format(
     transfer.quote(folder))))
   for name in pipe:lines() do
     local rest = name:sub(1, #stem) == stem and name:sub(#stem + 1) or ""
     local other = folder .. name
-    if rest:find "^%.%d+%-of%-%d+%.jsonl$" and name ~= self.path:match "[^/]+$" then
+    if (rest == ".jsonl" or rest:find "^%.%d+%-of%-%d+%.jsonl$")
+      and name ~= self.path:match "[^/]+$" then
       local text, message = read(other)
       if not text then return nil, message, "io" end
       for line in text:gmatch "([^\n]*)\n" do
