@@ -54,7 +54,7 @@ for _, key in ipairs { "bandwidth", "flops", "link", "latency" } do
   hardware[key] = args[key] or hardware[key]
 end
 local ok, memory = pcall(options.bytes, "--memory", args.memory)
-if not ok then cli.fail(tostring(memory):gsub("^.-:%d+: ", "")) end
+if not ok then cli.fail(options.without_place(memory)) end
 
 local what = args.model or cli.default_model
 local chosen, label

@@ -32,7 +32,7 @@ cli.option(parser, "--long", "N", "Tokens of the prompt that comes between.",
   { default = "4000", integer = 1 })
 cli.option(parser, "--shared", "N", "Tokens that requests share.",
   { default = "2000", integer = 1 })
-cli.option(parser, "--requests", "N", "How many of those.", { default = "50", integer = 1 })
+cli.option(parser, "--requests", "N", "How many of those.", { default = "50", integer = 2 })
 cli.option(parser, "--repeat", "N", "Rounds.", { default = "3", integer = 1 })
 local args = cli.parse(parser, arg)
 if not args.text then cli.fail("prompts are cut from a text", "--text FILE names it.") end
