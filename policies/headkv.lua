@@ -16,7 +16,7 @@ local function budgets(o, l, rows)
   local keep = {}
   for head = 1, l.kv_heads do
     local own = base - shared + parts[head] * l.layers * l.kv_heads * shared
-    keep[head] = math.max(1, math.min(l.rows, l.past + last + math.floor(own + 0.5)))
+    keep[head] = math.max(1, math.min(l.rows, last + math.floor(own + 0.5)))
   end
   return keep
 end

@@ -310,7 +310,8 @@ local function read_heads(path)
   return list
 end
 
-local said, filed = {}, {}                                                     -- by text, by path
+-- By text, until nobody has looked for a while, as texts come from clients, too; by path.
+local said, filed = setmetatable({}, { __mode = "v" }), {}
 
 ---The part that each KV head of a layer has of what all heads of a model retrieve together, which
 ---is 1: for policies; raises what is wrong. Numbers may be of query heads: their mean counts.

@@ -1,5 +1,6 @@
 -- policy.scorer: what follows of what a scorer says, held to policies that are written out.
 local helper = require "helper"
+local maps = require "pyramid.maps"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
 local score = require "pyramid.score"
@@ -43,6 +44,31 @@ local function assert_same_policy(want, got, options)
     end
   end
 end
+
+describe("headkv", function()
+  it("keeps what its budget says on average over heads, of later prompts, too", function()
+    local p = assert(policy.load("headkv", { window = 4, scores = "1,3,2,2", ratio = 0.25 }))
+    for _, past in ipairs { 0, 20 } do
+      local sum = 0
+      for index = 1, 2 do
+        local l = policy.shape(index, 2, 80, past, past + 80, 0, past + 80, 4, 2, 16)
+        for _, rows in ipairs(p.definition.prefill(p.in_force, l).keep) do sum = sum + rows end
+      end
+      assert.near(4 * (past + 20), sum, 2)
+    end
+  end)
+
+  it("does not hold on to all scores that it was ever told", function()
+    local shape = policy.shape(1, 20000, 80, 0, 80, 0, 80, 1, 1, 16)
+    local function told(i) maps.head_shares(("1 "):rep(19999) .. i, "", shape, 1) end
+    told(1)
+    collectgarbage()
+    local before = collectgarbage "count"
+    for i = 2, 20 do told(i) end
+    collectgarbage()
+    assert.is_true(collectgarbage "count" - before < 1000)                -- KiB; a list has 312
+  end)
+end)
 
 describe("policy.scorer", function()
   it("cuts by a window of last queries, in a prompt and every so many tokens", function()
