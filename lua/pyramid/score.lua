@@ -120,7 +120,11 @@ local TokenSet = { __name = "pyramid.tokens", __metatable = "pyramid.tokens" }
 
 local function put(slots, number, object)
   if getmetatable(object) ~= "pyramid.tokens" then slots[number] = object
-  elseif not slots[number] then slots[number] = slots.tokens(object) end
+  elseif not slots[number] then
+    slots[number] = slots.tokens(object)
+    slots.sets = slots.sets or {}
+    slots.sets[number] = object                   -- and with it its score
+  end
 end
 
 ---Keeps in `slots` what a plan's score refers to, for as long as it may be asked for: tables for
@@ -412,8 +416,8 @@ function score.table(t)
 end
 
 -- What score.tokens has been asked for: a policy's functions may ask again and again, and get the
--- same score.
-local token_scores = {}
+-- same score for as long as a cache has it.
+local token_scores = setmetatable({}, { __mode = "v" })
 
 ---1 for rows whose token is one of these, 0 for others: ids, and classes of them that the model's
 ---tokenizer tells. "separators": one of . , ? ! ; : or white space alone, with spaces around it or
@@ -450,11 +454,13 @@ function score.tokens(which)
   end
   local text = table.concat(said, ", ")
   if text == "" then error("score.tokens: which? (ids, or classes of them)", 2) end
-  if not token_scores[text] then
+  local made = token_scores[text]
+  if not made then
     local set = setmetatable({ weights = weights, key = text }, TokenSet)
-    token_scores[text] = refer("tokens#%d{" .. text .. "}", "", "tokens", 0, set)
+    made = refer("tokens#%d{" .. text .. "}", "", "tokens", 0, set)
+    set.score, token_scores[text] = made, made
   end
-  return token_scores[text]
+  return made
 end
 
 ---What another cache's rows say of the same positions: the mean over its layers and heads, or of

@@ -48,7 +48,8 @@ function token_classes.of(tokenizer)
   return classes
 end
 
-local vectors = setmetatable({}, { __mode = "k" })     -- by tokenizer: by the set's key
+-- By tokenizer: by the set's key, for as long as a cache has it.
+local vectors = setmetatable({}, { __mode = "k" })
 local without = {}                                     -- stands for no tokenizer
 
 local function vector_of(weights, classes)
@@ -69,13 +70,15 @@ end
 ---@return fun(set: { weights: table<string|integer, number>, key: string }): pyramid.Vector
 function token_classes.reader(tokenizer)
   local of = tokenizer or without
-  vectors[of] = vectors[of] or {}
+  local known = vectors[of] or setmetatable({}, { __mode = "v" })
+  vectors[of] = known
   return function(set)
-    if not vectors[of][set.key] then
-      local classes = tokenizer and token_classes.of(tokenizer) or {}
-      vectors[of][set.key] = vector_of(set.weights, classes)
+    local made = known[set.key]
+    if not made then
+      made = vector_of(set.weights, tokenizer and token_classes.of(tokenizer) or {})
+      known[set.key] = made
     end
-    return vectors[of][set.key]
+    return made
   end
 end
 

@@ -49,6 +49,14 @@ describe("scores", function()
     end
   end)
 
+  it("by tokens are forgotten once nobody has them", function()
+    local held = setmetatable({}, { __mode = "k" })
+    for i = 1, 20 do held[score.tokens { 1000 + i }] = true end
+    collectgarbage()
+    collectgarbage()
+    assert.is_nil(next(held))
+  end)
+
   it("of tables and functions equal only themselves", function()
     local function f() end
     for _, make in ipairs { function() return score.table { 1, 2 } end,
