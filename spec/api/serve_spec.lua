@@ -130,6 +130,12 @@ describe("pyramid serve", function()
     -- a policy that moves its losers down has somewhere to put them
     answer, status = ask { policy = "demote", budget = "64 MiB", tiers = tiers }
     assert.equal(200, status, answer)
+    local null = served.null
+    answer, status = ask { policy = null, options = null, cache_dtype = null, budget = "64 MiB",
+      tiers = { hot = null, warm = "q4" }, pressure = null }
+    assert.equal(200, status, answer)
+    answer, status = ask { budget = "64 MiB", tiers = null }
+    assert.equal(200, status, answer)
     for field, extension in pairs { ["pyramid.tiers"] = { tiers = tiers },
       ["pyramid.pressure"] = { pressure = "demote", budget = "1 MiB" },
       ["pyramid.tiers.warm"] = { tiers = { warm = "q5" }, budget = "1 MiB" },

@@ -19,6 +19,14 @@ local function kind_of(value)
   return type(value)
 end
 
+-- The same object; nulls are as if they had been left out.
+local function without_nulls(object)
+  for key, one in pairs(object) do
+    if one == json.null then object[key] = nil end
+  end
+  return object
+end
+
 ---The object of a body; nulls are as if they had been left out.
 ---@param body string
 ---@return table?
@@ -27,10 +35,7 @@ function fields.read(body)
   local value, message = json.decode(body, { ordered = true })
   if message then return nil, "the body is no JSON: " .. message end
   if kind_of(value) ~= "object" then return nil, "the body is no JSON object" end
-  for key, one in pairs(value) do
-    if one == json.null then value[key] = nil end
-  end
-  return value
+  return without_nulls(value)
 end
 
 ---Checks an object against known fields: kinds by name ("integer|string"), "any", or "ignored".
@@ -108,10 +113,11 @@ local function tiers_of(asked, into)
     local name = asked.tiers and "tiers" or "pressure"
     return nil, ("'pyramid.%s' goes with 'pyramid.budget'"):format(name), "pyramid." .. name
   end
-  local ok, message, field = fields.check(asked.tiers or {}, { hot = "string|object",
+  local tiers = without_nulls(asked.tiers or {})
+  local ok, message, field = fields.check(tiers, { hot = "string|object",
     warm = "string|object", cold = "string|object" }, "pyramid.tiers")
   if not ok then return nil, message, field end
-  for name, dtype in pairs(asked.tiers or {}) do
+  for name, dtype in pairs(tiers) do
     local format, why = guarded(caches.row_format, plain(dtype))
     if not format then return nil, why, "pyramid.tiers." .. name end
     into.tiers = into.tiers or {}
@@ -140,8 +146,8 @@ end
 ---@return string? message
 ---@return string? field
 function fields.policy(given, into, operator)
-  local asked = given.pyramid
-  if not asked then return true end
+  if not given.pyramid then return true end
+  local asked = without_nulls(given.pyramid)
   local ok, message, field = fields.check(asked, extension, "pyramid")
   if not ok then return nil, message, field end
   if asked.options and not asked.policy then
