@@ -44,8 +44,8 @@ cli.option(parser, "--by", "WHAT",
 parser:flag("--heads",
   "Rank KV heads by attention outside of sinks and recent rows, and write a duo policy.")
 cli.option(parser, "--as", "POLICY",
-  "With --heads: duo, where some heads keep all; headkv, where budgets follow the scores.",
-  { default = "duo", choices = { "duo", "headkv" } })
+  "With --heads: duo, where some heads keep all (default); headkv, with budgets by the scores.",
+  { choices = { "duo", "headkv" } })
 parser:flag("--learn",
   "Learn from plain text what will be looked at (KVzap), and write a folder that is a policy; with"
   .. " --text, --length, --texts, --seed and --out.")
@@ -100,6 +100,7 @@ end
 if args.heads and args.loss then
   cli.fail("--heads goes with --target", "Retrieval heads are picked until the share is used up.")
 end
+if args.as and not args.heads then cli.fail("--as goes with --heads", "Give both.") end
 if args.share == "head" and args.prune == "both" then
   cli.fail("--share head cannot go with --prune both",
     "A token whose hidden state is gone is gone for all heads.")
@@ -394,7 +395,7 @@ local result = { policy = name, file = args.out, measured = made }
 if args.heads then
   local ranked = calibrate.retrieval(made)
   local count = retrieval_count(#ranked)
-  local duo, fraction = args.as == "duo", target
+  local duo, fraction = args.as ~= "headkv", target
   local written
   if duo then
     written = calibrate.write_duo(ranked, count, { name = name, about = about(), sinks = args.sinks,
@@ -413,6 +414,7 @@ if args.heads then
     end
     print(("policy: %s%s"):format(args.out, duo and "" or (" ratio=%g"):format(target)))
   end
+  if not duo then chosen = chosen:with { ratio = target } end
   if args.check then result.check = check(rivals_of(chosen, fraction)) end
 else
   local wanted = { target = target, loss = args.loss, falling = args.prune == "both",

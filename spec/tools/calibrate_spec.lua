@@ -465,6 +465,10 @@ describe("calibrate", function()
     assert.matches("policy: .*heads_mine.lua ratio=0.45", out)
     assert.matches("^headkv%(", tostring(assert(policy.load(folder .. "/heads_mine.lua")))
       :gsub("heads_mine", "headkv"))
+    out, err = run("--heads", "--as", "headkv", "--target", "0.8", "--out",
+      folder .. "/heads_mine.lua", "--check", "--questions", "0", "--documents", "1", "--json")
+    assert.equal("", err)
+    assert.is_true(cjson.decode(out).check[2].document.context_fraction > 0.55)  -- of 0.8, not 0.5
   end)
 
   it("refuses arguments that cannot be meant", function()
@@ -472,6 +476,7 @@ describe("calibrate", function()
       ["%-%-target: 2 is no share"] = { "--target", "2" },
       ["one of them follows"] = { "--target", "0.5", "--loss", "0.1" },
       ["cannot go with %-%-prune both"] = { "--share", "head", "--prune", "both" },
+      ["%-%-as goes with %-%-heads"] = { "--as", "headkv" },
       ["does not end in %.lua"] = { "--out", "mine.txt" },
       ["is not an odd number"] = { "--kernel", "4" },
       ["guarded rows are all there is"] = { "--queries", "150" },
