@@ -108,6 +108,9 @@ local function add(to, from)
   for key, value in pairs(from) do to[key] = value end
 end
 
+-- What options that are fitted to a prompt depend on.
+local function prompt_of(l) return ("%d of %d"):format(l.prompt, l.layers) end
+
 -- The options of one part: those of the whole that begin with `prefix`.
 local function options_of(p, prefix, skip)
   return remembering(function(o, l)
@@ -118,7 +121,7 @@ local function options_of(p, prefix, skip)
     -- the whole is fitted, not the part
     if skip and p.definition.defaults[skip] then given[skip] = 0.0 end
     return p:with(given):fitted(l)
-  end, function(l) return ("%d of %d"):format(l.prompt, l.layers) end)
+  end, prompt_of)
 end
 
 ---One policy's prefill with another's trigger and decode. Either may be left out: then the prompt
@@ -368,6 +371,9 @@ local function common_plan(plans, l)
       refuse_tasks "one task counts rows, another has a threshold"
     end
     if type(plan.keep) == "table" then refuse_tasks "keep is a list of heads" end
+    if plan.above and number(plan.keep) ~= number(first.keep) then
+      refuse_tasks "options change keep beside a threshold: above alone may differ there"
+    end
   end
   if first.mass or first.weight or first.share == "pool" or first.share == "model" then
     refuse_tasks 'rows of heads compete: share must be "layer" or "head", without mass and weight'
@@ -390,11 +396,10 @@ end
 local function joined(plans, l)
   local plan, judged = common_plan(plans, l)
   local made, ranks = copy(plan), plan.score or score.position()
-  local counts, floor = {}, judged
+  local counts = {}
   for i, each in ipairs(plans) do
     local keep = each.above and each.above or (each.keep or l.rows) - (l.rows - judged)
     counts[i] = each.above and keep or math.max(0, math.min(judged, keep))
-    floor = math.min(floor, counts[i])
     made.keep = math.max(made.keep or l.rows, each.keep or l.rows)
   end
   if plan.above then
@@ -424,8 +429,8 @@ end
 ---and symbols: code up to -0.26, arithmetic above 0.04, prose between. It is a sum on the device,
 ---for which nothing waits, and its plans name the most that any task keeps. Prompts only: while
 ---text is generated the policy's own options hold. Options may change how many rows stay (`ratio`,
----`rows`) or a threshold (`above`), and nothing else of a plan. A model without a tokenizer reads
----prose.
+---`rows`, `target`) or a threshold (`above`), and nothing else of a plan. A model without a
+---tokenizer reads prose.
 ---@param p pyramid.PolicyLike
 ---@param tasks { code?: table, arithmetic?: table, prose?: table }  options; else the policy's own
 ---@return pyramid.Policy
@@ -445,12 +450,12 @@ function compose.by_task(p, tasks)
   local whole, prefill = policy.define(like(p)), d.prefill
   local own = {}
   for i = 1, #TASKS do
-    own[i] = remembering(function(o)
+    own[i] = remembering(function(o, l)
       local all = copy(o)
       all.preset = nil
       if all.target then all.target = 0.0 end
-      return whole:with(all):with(given[i]).in_force
-    end, function() return i end)
+      return whole:with(all):with(given[i]):fitted(l)
+    end, prompt_of)
   end
   function d.prefill(o, l)
     local plans = {}

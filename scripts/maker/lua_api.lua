@@ -12,7 +12,7 @@ local sections = {
   { "The module", modules = { { "init.lua", "pyramid", as = "pyramid" } },
     classes = { "pyramid" } },
   { "Model", classes = { "pyramid.Model", "pyramid.ModelOptions", "pyramid.Config",
-    "pyramid.ProfileEntry", "pyramid.Ranks" }, hide = { "native", "runtime" } },
+    "pyramid.TextEmbeddingOptions", "pyramid.ProfileEntry", "pyramid.Ranks" }, hide = { "native", "runtime" } },
   { "Cache", classes = { "pyramid.Cache", "pyramid.CacheOptions", "pyramid.PrefillOptions",
     "pyramid.Trace", "pyramid.Spread" } },
   { "Logits", classes = { "pyramid.Logits" } },

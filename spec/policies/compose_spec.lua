@@ -240,6 +240,7 @@ describe("policy.by_task", function()
       prose = { ratio = 0.3 } } }, { snapkv, { code = { rows = 30 } } },
       { keydiff, { arithmetic = { ratio = 0.2 }, prose = { ratio = 0.8 } } },
       { keydiff, { code = { ratio = 0.5 }, prose = { ratio = 0.5 } } },
+      { snapkv, { code = { target = 0.7 }, prose = { target = 0.3 } } },
       { above, { code = { above = -0.5 }, prose = { above = -0.7 } } } } do
       local by_task = policy.by_task(case[1], case[2])
       for task, text in pairs(texts) do
@@ -283,6 +284,12 @@ describe("policy.by_task", function()
       end,
       ["options change guards"] = function()
         return policy.by_task("keydiff", { code = { recent = 9 } })
+      end,
+      ["options change keep beside a threshold"] = function()
+        return policy.by_task(policy { name = "both", defaults = { ratio = 0.5 },
+          prefill = function(o, l)
+            return { keep = math.ceil(o.ratio * l.rows), above = 0, score = score.key_norm() }
+          end }, { code = { ratio = 0.9 } })
       end,
       ["keep is a list"] = function()
         return policy.by_task("headkv", { code = { ratio = 0.9 } })
