@@ -129,7 +129,8 @@ end
 -- What is not ours, and need not be installed where the specs run.
 local foreign = {}
 for word in ([[cc gcc clang c++ g++ cmake git cd export echo cat apt apt-get dnf apk pacman pip pip3 python python3 luarocks lua
-  lua5.4 busted luacheck pkg-config ldconfig docker tar curl mkdir cp sh bash nvcc ssh scp rsync zcat head]]):gmatch "%S+" do
+  lua5.4 busted luacheck pkg-config ldconfig docker tar curl mkdir cp sh bash nvcc ssh scp rsync zcat head
+  llama-server]]):gmatch "%S+" do
   foreign[word] = true
 end
 
