@@ -28,7 +28,9 @@ function rivals.add_options(parser, out)
     function(text)
       local index, count = text:match "^(%d+)/(%d+)$"
       index, count = math.tointeger(index), math.tointeger(count)
-      if index and count and index >= 1 and index <= count then return { index = index, count = count } end
+      if index and count and index >= 1 and index <= count then
+        return { index = index, count = count }
+      end
       return nil, ("option '--shard' must be a worker and how many there are, such as 2/8, not '%s'")
         :format(text)
     end)
