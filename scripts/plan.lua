@@ -75,6 +75,9 @@ print(("%s: %d layers, width %d, %d heads over %d, vocabulary %d"):format(made.m
 print(("%d sequences of %d + %d tokens, rows in %s: %s of %s a token"):format(args.batch,
   args.prompt, args.generate, args.cache_dtype, cli.percent(made.fraction),
   cli.bytes(made.row_bytes)) .. (label and ", " .. label or ""))
+if c.context and args.prompt + args.generate > c.context then
+  print(("that is more than the model's context of %d"):format(c.context))
+end
 local rows = { { "rank", "heads", "K/V", "MLP", "weights", "rows", "reading", "scratch", "total",
   "sent a prompt", "a step" } }
 for _, r in ipairs(made.ranks) do

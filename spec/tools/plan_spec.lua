@@ -124,6 +124,26 @@ describe("a plan", function()
   end)
 end)
 
+describe("a plan that cannot be", function()
+  it("is refused by the name of what is wrong", function()
+    for _, case in ipairs { { "13b", { weights = "foo" }, "%-%-weights is 'foo' %(known: " },
+      { "models/tiny", { weights = "q4_k" }, "%-%-weights is 'q4_k' %(known: f32, " },
+      { "13b", { ranks = 257 }, "%-%-ranks is 257, at most 256" },
+      { "models/tiny", { threads = 1000 }, "%-%-threads is 1000, at most 256" } } do
+      local none, message, code = plan.make(case[1], case[2])
+      assert.is_nil(none)
+      assert.matches(case[3], message)
+      assert.equal("argument", code)
+    end
+    assert(plan.make("1.1b", { weights = "q4_k" }))
+  end)
+
+  it("says that a context is exceeded", function()
+    local out = shell.pyramid("plan", "models/tiny", "--prompt", "8000", "--generate", "193")
+    assert.matches("more than the model's context of %d+", out)
+  end)
+end)
+
 it("ranks on paper compute nothing", function()
   for _, words in ipairs { "paper 2/2", "paper -1/2", "paper 1/2x", "paper 0/257" } do
     local none, message = core.runtime { ranks = words }

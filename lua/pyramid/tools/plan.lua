@@ -7,10 +7,14 @@
 local core = require "pyramid.core"
 local caches = require "pyramid.cache"
 local families = require "pyramid.families"
+local dtypes = require "pyramid.loaders.dtypes"
 local fault = require "pyramid.loaders.fault"
 local loaders = require "pyramid.loaders"
+local options = require "pyramid.options"
 local policy = require "pyramid.policy"
 local random_model = require "pyramid.tools.random_model"
+
+local MOST <const> = 256          -- ranks, and threads of each, that the core knows
 
 local plan = {}
 
@@ -67,6 +71,20 @@ local function of_shape(name, shape, dtype)
   add(families.global_roles)
   for layer = 1, shape.layers do add(families.layer_roles, layer) end
   return config, weights
+end
+
+-- What cannot be, by the names that the command has.
+local function refuse(what, given)
+  local function no(message, ...) fault.check(nil, message:format(...), "argument") end
+  local known = plan.shapes[what] and options.sorted_keys(dtypes.by_name) or dtypes.writable
+  local named = given.weights == nil
+  for _, name in ipairs(known) do named = named or name == given.weights end
+  if not named then
+    no("--weights is '%s' (known: %s)", given.weights, table.concat(known, ", "))
+  end
+  for _, name in ipairs { "ranks", "threads" } do
+    if (given[name] or 1) > MOST then no("--%s is %d, at most %d", name, given[name], MOST) end
+  end
 end
 
 local function find(what, as)
@@ -230,6 +248,7 @@ local function plan_rank(index, config, core_config, weights, made, given)
 end
 
 local function make(what, given)
+  refuse(what, given)
   local config, found = find(what, given.weights)
   local core_config, weights = loaders.outline(config, found, given.weights)
   local made, h = forecast(config, given), given.hardware or {}
