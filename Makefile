@@ -420,6 +420,7 @@ FUZZ_SECONDS ?= 60
 FUZZ_SEED    ?= 17
 ci: check-style check-layers check-warnings
 	+@$(MAKE) --no-print-directory fuzz SECONDS=$(FUZZ_SECONDS) SEED=$(FUZZ_SEED)
+	+@$(MAKE) --no-print-directory fuzz KIND=http SECONDS=$(FUZZ_SECONDS) SEED=$(FUZZ_SEED)
 # What takes too long for each change: sanitizers over all specs, a build that checks its caches,
 # one without oneDNN, clang, an hour of fuzzing; what else the machine has the tools for.
 nightly: ci

@@ -62,11 +62,13 @@ function streams.events(s, each)
     if not text or text == "" then return status, text ~= nil and done end
     rest = rest .. text
     while true do
-      local data, after = rest:match "^data: ([^\n]*)\n\n()"
-      if not data then break end
+      -- a line that begins with a colon says nothing but that the server is still there
+      local event, after = rest:match "^(.-)\n\n()"
+      if not event then break end
       rest = rest:sub(after)
+      local data = event:match "^data: (.*)"
       if data == "[DONE]" then done = true
-      elseif each(cjson.decode(data)) == false then return status, done
+      elseif data and each(cjson.decode(data)) == false then return status, done
       end
     end
   end
