@@ -111,10 +111,7 @@ static __device__ __forceinline__ range step_range(const linear_call &c, int64_t
 #pragma unroll
     for (int i = 0; i < 8; i++) top = fmaxf(top, fabsf(x[i]));
   }
-  /* The four lanes of a token: together they have all columns of the step. */
-  top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
-  top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
-  return range_of(top);
+  return range_of_token(top);
 }
 
 /* Adds the products of a step, of 8 tokens from `token` on; w: what the lane has of the warp's

@@ -350,10 +350,7 @@ static __device__ __forceinline__ void split(split_step<CHUNKS, MINS> &to, const
 #pragma unroll
     for (int i = 0; i < 8; i++) top = fmaxf(top, fabsf(x[i]));
   }
-  /* The four lanes of a token: together they have all columns of the step. */
-  top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
-  top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
-  range r = range_of(top);
+  range r = range_of_token(top);
 #pragma unroll
   for (int chunk = 0; chunk < CHUNKS; chunk++) {
     uint32_t b[2][4];

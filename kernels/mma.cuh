@@ -161,6 +161,12 @@ static __device__ __forceinline__ range range_of(float top) {
   return range{ __uint_as_float(static_cast<uint32_t>(254 - exponent + 9) << 23),
                 __uint_as_float(static_cast<uint32_t>(exponent - 9) << 23) };
 }
+/* The same of a token, of which lanes 4 g to 4 g + 3 have a step's columns together. */
+static __device__ __forceinline__ range range_of_token(float top) {
+  top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
+  top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
+  return range_of(top);
+}
 
 /* Four whole numbers of 8 bits as two registers of f16, the first pair and the second. As unsigned,
  * a byte under 0x64 is 1024 + it, exactly; 1024 + 128 are taken off. */
