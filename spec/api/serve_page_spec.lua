@@ -133,7 +133,9 @@ describe("the page", function()
   local function say(words)
     page:eval "document.getElementById('message').focus(), 1"
     page:type(words)
+    page:wait "document.getElementById('message').value"
     page:key "Enter"
+    page:wait "!document.getElementById('message').value"
   end
   local function choose(id, value)
     page:eval(("{ const e = document.getElementById(%s); e.value = %s; "
@@ -345,7 +347,7 @@ describe("the page", function()
       cache_dtype = "q8_0", budget = "64 MiB" }, asked().pyramid)
     assert.equal(3, #asked().messages)
     -- they outlive a reload, and so does what was said
-    page:go("file://" .. folder .. "/page.html")
+    page:reload()
     page:wait "document.getElementById('policy').value === 'pyramidinfer'"
     assert.equal("64 MiB", page:eval "document.getElementById('budget').value")
     assert.matches("interval 2", text "#options-short")
@@ -526,7 +528,7 @@ describe("the page", function()
     say "More"
     done()
     page:eval "fake.gone = new Set(Object.keys(fake.texts)); 1"
-    page:go("file://" .. folder .. "/page.html")
+    page:reload()
     page:wait "document.querySelectorAll('.said').length === 4"
     page:eval "document.querySelector('[aria-label=\"Memory of answer 2\"]').click(), 1"
     page:wait "!document.getElementById('lens-said').hidden"

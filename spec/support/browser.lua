@@ -112,11 +112,12 @@ function Page:eval(script)
   if found.result.value ~= cjson.null then return found.result.value end
 end
 
---- Waits until an expression is true, and gives its value.
+--- Waits until an expression is true, and gives its value; raises with the end of what the page
+--- shows where it stays false.
 ---@param script string
 ---@param limit? number   seconds (20)
 function Page:wait(script, limit)
-  return self:eval(([[new Promise((done, fail) => {
+  local ok, value = pcall(self.eval, self, ([[new Promise((done, fail) => {
     const began = performance.now(), look = () => {
       let value;
       try { value = %s; } catch (error) { return fail(error); }
@@ -126,6 +127,9 @@ function Page:wait(script, limit)
     };
     look();
   })]]):format(script, (limit or 20) * 1000))
+  if ok then return value end
+  error(("%s\nwaiting for %s\nwhere the page shows %s"):format(value, script,
+    self:eval "document.body.innerText.slice(-600)"), 0)
 end
 
 local codes = { Enter = 13, Tab = 9, Escape = 27, ArrowLeft = 37, ArrowUp = 38, ArrowRight = 39,
@@ -165,6 +169,19 @@ end
 function Page:go(url)
   self:call("Page.navigate", { url = url })
   self:wait 'document.readyState === "complete" && location.href !== "about:blank"'
+end
+
+--- Loads the page again, in the process that it has: what it has just stored is there for certain,
+--- where a navigation may ask another process.
+function Page:reload()
+  self:eval "window.before = true"
+  self:call "Page.reload"
+  for _ = 1, 1000 do
+    local ok, there = pcall(self.eval, self, "!window.before && document.readyState === 'complete'")
+    if ok and there then return end
+    shell.run "sleep 0.02"
+  end
+  error("the page is not loaded again", 0)
 end
 
 --- Another empty page in its place, which knows nothing of what an earlier one stored.
