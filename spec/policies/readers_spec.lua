@@ -71,4 +71,41 @@ describe("what a policy's steps read", function()
       end
     end)
   end
+
+  it("is of all tiers: offload", function()
+    local ids, more = helper.ids(333, SHAPE.vocab, 41), helper.ids(40, SHAPE.vocab, 42)
+    local function cache_of(policy, options, tiers)
+      local cache = assert(model:cache { policy = assert(pyramid.policy(policy, options)),
+        tiers = tiers, dtype = not tiers and "f32" or nil })
+      assert(cache:prefill(ids))
+      return cache
+    end
+    local tiers = { hot = "f32", warm = "f32" }
+    local full <close> = cache_of("full")
+    local all <close> = cache_of("offload", { ratio = 0.3, read = 4096 }, tiers)
+    local some <close> = cache_of("offload", { ratio = 0.3, read = 2 * PAGE, whole = 0,
+      recent = 32 }, tiers)
+    assert.equal(0, all:rows(2, 1, "warm"))                   -- the first layers stay whole
+    for _, cache in ipairs { all, some } do
+      local hot, kept = cache:positions(3, 1, "hot"), {}
+      for i = 0, 3 do kept[#kept + 1] = i end                 -- sinks, and the newest
+      for i = 333 - 96, 332 do kept[#kept + 1] = i end
+      assert.same(kept, hot)
+      assert.equal(333 - #kept, cache:rows(3, 1, "warm"))
+      assert.equal(1, cache:fraction())
+    end
+    assert.equal(1, all:reading())
+    assert.is_true(some:reading() < 0.6)
+    local apart = 0
+    for i, id in ipairs(more) do
+      local want = assert(full:step(id)):totable()
+      helper.assert_near(assert(all:step(id)), want, "step " .. i)
+      apart = math.max(apart, helper.distance(assert(some:step(id)):totable(), want))
+    end
+    assert.is_true(apart > 1e-3)                              -- less was read
+    assert.equal(373, all:rows(4, 2, "hot") + all:rows(4, 2, "warm"))
+    local alone <close> = cache_of("offload", { ratio = 0.3 })          -- without tiers
+    local window <close> = cache_of("streaming", { ratio = 0.3 })
+    assert.same(window:positions(3, 1), alone:positions(3, 1))
+  end)
 end)
