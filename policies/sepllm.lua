@@ -8,7 +8,11 @@ local policy, score = require "pyramid.policy", require "pyramid.score"
 
 local function separators(o)
   local ids = {}
-  for id in o.ids:gmatch "%d+" do ids[#ids + 1] = math.tointeger(id) end
+  for word in o.ids:gmatch "[^,%s]+" do
+    local id = word:find "^%d+$" and math.tointeger(tonumber(word))
+    if not id then error(("ids: '%s' is no token's number"):format(word), 0) end
+    ids[#ids + 1] = id
+  end
   return score.tokens(o.ids == "" and "separators" or ids)
 end
 

@@ -346,7 +346,22 @@ local LEANING = { digits = 1.5, separators = -1, symbols = -1 }
 local CODE, ARITHMETIC = -0.26, 0.04
 local TASKS = { "code", "prose", "arithmetic" }            -- from low to high
 
-local same_fields = { "share", "prune", "rotate", "mass", "weight", "merge", "losers", "read" }
+local same_fields = { "share", "prune", "rotate", "mass", "weight", "merge", "losers", "read",
+  "least" }
+
+-- Plans are made anew each time: their tables are compared by what they hold.
+local function alike(a, b)
+  if type(a) ~= "table" or type(b) ~= "table" or getmetatable(a) or getmetatable(b) then
+    return a == b
+  end
+  for key, value in pairs(a) do
+    if not alike(value, b[key]) then return false end
+  end
+  for key in pairs(b) do
+    if a[key] == nil then return false end
+  end
+  return true
+end
 
 local function refuse_tasks(what) error("policy.by_task: " .. what, 0) end
 
@@ -354,9 +369,12 @@ local function refuse_tasks(what) error("policy.by_task: " .. what, 0) end
 local function common_plan(plans, l)
   local first = plans[1]
   local function number(x) return x or 0 end
+  if first.mass or first.weight or first.share == "pool" or first.share == "model" then
+    refuse_tasks 'rows of heads compete: share must be "layer" or "head", without mass and weight'
+  end
   for _, plan in ipairs(plans) do
     for _, field in ipairs(same_fields) do
-      if plan[field] ~= first[field] and type(plan[field]) ~= "table" then
+      if not alike(plan[field], first[field]) then
         refuse_tasks(("options change %s: only keep and above may differ"):format(field))
       end
     end
@@ -374,9 +392,6 @@ local function common_plan(plans, l)
     if plan.above and number(plan.keep) ~= number(first.keep) then
       refuse_tasks "options change keep beside a threshold: above alone may differ there"
     end
-  end
-  if first.mass or first.weight or first.share == "pool" or first.share == "model" then
-    refuse_tasks 'rows of heads compete: share must be "layer" or "head", without mass and weight'
   end
   local guard = first.guard or {}
   return first, math.max(1, l.rows - number(guard.first) - number(guard.last))

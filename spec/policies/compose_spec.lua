@@ -282,6 +282,18 @@ describe("policy.by_task", function()
       ["options change the score"] = function()
         return policy.by_task("snapkv", { code = { kernel = 3 } })
       end,
+      ["options change read"] = function()
+        return policy.by_task("rocketkv", { code = { read = 64 } })
+      end,
+      ["options change merge"] = function()
+        return policy.by_task("d2o", { code = { threshold = 0.9 } })
+      end,
+      ["options change least"] = function()
+        return policy.by_task(policy { name = "few", defaults = { least = 2 },
+          prefill = function(o)
+            return { above = 0, least = o.least, score = score.key_norm() }
+          end }, { code = { least = 9 } })
+      end,
       ["options change guards"] = function()
         return policy.by_task("keydiff", { code = { recent = 9 } })
       end,

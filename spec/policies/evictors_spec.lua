@@ -98,3 +98,18 @@ for _, folder in ipairs { "evictors/mha", "evictors/gqa", "catalogue/mha", "cata
     end)
   end
 end
+
+describe("sepllm", function()
+  it("refuses ids that are none", function()
+    local model <close> = assert(pyramid.model("models/tiny", { threads = 1 }))
+    for ids, said in pairs { ["11,x"] = "'x'", ["-5"] = "'-5'",
+      ["7 99999999999999999999"] = "'99999999999999999999'" } do
+      local cache <close> = assert(model:cache { policy = pyramid.policy("sepllm", { ids = ids }) })
+      local ok, message, code = cache:prefill(helper.ids(40, 200, 1))
+      assert.is_nil(ok)
+      assert.equal("policy", code)
+      assert.truthy(message:find("ids: " .. said, 1, true), message)
+      assert.equal(0, cache:tokens())
+    end
+  end)
+end)
