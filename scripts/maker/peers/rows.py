@@ -2,12 +2,13 @@
 """What llama.cpp's caches of few bits cost, in the windows of `pyramid perplexity --append`.
 
     python scripts/maker/peers/rows.py MODEL.gguf --text FILE [--context 1920] [--predict 128] [--stride 2048] [--windows 12]
-        [--types f16,q8_0,q4_0]
+        [--types f16,q8_0,q4_0] [--ours f16,q4]
 
 Windows are as docs/quality.md, "Rows of fewer bits", has them, of the ids that Pyramid makes of the text (`--program`); f32 in a
 name's place is a file of `pyramid convert --weights f32`, so that only rows are rounded. Keys and values have the same type, and
 llama.cpp rotates both by Hadamard's matrix where they are quantised. A context goes in by batches of `--batch` tokens, which read
-what earlier ones left, as it was stored; so do the scored tokens. A line a type: bits a value, perplexity, what it is over f16's.
+what earlier ones left, as it was stored; so do the scored tokens. Pyramid is given the same batches. A line a type: bits a value,
+perplexity, what it is over the first type's.
 """
 import argparse
 import ctypes
@@ -20,6 +21,7 @@ import llama_cpp as lc
 import numpy as np
 
 TYPES = {"f32": (0, 32), "f16": (1, 16), "q8_0": (8, 8.5), "q5_1": (7, 6), "q5_0": (6, 5.5), "q4_1": (3, 5), "q4_0": (2, 4.5)}
+BITS = {"f32": 32, "f16": 16, "q8_0": 8.5, "q4": 4.25, "q3": 3.25, "q2": 2.25}
 
 WINDOWS = """
 local cli, perplexity = require "pyramid.tools.cli", require "pyramid.tools.perplexity"
@@ -28,6 +30,23 @@ local t = assert(pyramid.tokenizer(arg[1]))
 local n = function(i) return math.tointeger(arg[i]) end
 print(json.encode(perplexity.windows(assert(t:encode(cli.read(arg[2]), { special = false })),
   { context = n(3), predict = n(4), stride = n(5), limit = n(6), bos = t.adds_bos and t.bos or nil })))
+"""
+
+OURS = """
+local pyramid, json = require "pyramid", require "pyramid.json"
+local model = assert(pyramid.model(arg[1], { precision = "f32", threads = math.tointeger(arg[4]) }))
+local sum, count = 0, 0
+for _, window in ipairs(json.decode(io.read "a")) do
+  local cache <close>, all = assert(model:cache { dtype = arg[2] })
+  local n, batch = #window.context, math.tointeger(arg[3])
+  for at = 1, n, batch do
+    all = assert(cache:prefill(table.move(window.context, at, math.min(n, at + batch - 1), 1, {})))
+  end
+  local logits = { all, table.unpack(assert(cache:prefill(
+    table.move(window.targets, 1, #window.targets - 1, 1, {}), { all = true }))) }
+  for i, target in ipairs(window.targets) do sum, count = sum - logits[i]:logprob(target), count + 1 end
+end
+print(math.exp(sum / count))
 """
 
 
@@ -74,6 +93,7 @@ def main():
     parser.add_argument("model")
     parser.add_argument("--text", required=True)
     parser.add_argument("--types", default="f16,q8_0,q4_0")
+    parser.add_argument("--ours", default="f16,q4")
     parser.add_argument("--batch", type=int, default=512)
     for name, value in (("context", 1920), ("predict", 128), ("stride", 2048), ("windows", 12), ("threads", 2)):
         parser.add_argument("--" + name, type=int, default=value)
@@ -95,10 +115,19 @@ def main():
     if not model:
         sys.exit(f"llama.cpp cannot load {args.model}")
     first = None
-    for kind in args.types.split(","):
+    for kind in filter(None, args.types.split(",")):
         found = score(model, kind, windows, args)
         first = first or found
-        print(f"| {kind} | {TYPES[kind][1]} | {found:.3f} ({100 * (found / first - 1):+.2f} %) |", flush=True)
+        print(f"| llama.cpp, {kind} | {TYPES[kind][1]} | {found:.3f} ({100 * (found / first - 1):+.2f} %) |", flush=True)
+    first = None
+    for kind in filter(None, args.ours.split(",")):
+        mine = subprocess.run([args.program, "-e", OURS, args.model, kind, str(args.batch), str(args.threads)],
+                              input=run.stdout, capture_output=True, text=True)
+        if mine.returncode != 0:
+            sys.exit(mine.stderr.strip())
+        found = float(mine.stdout)
+        first = first or found
+        print(f"| Pyramid, {kind} | {BITS[kind]} | {found:.3f} ({100 * (found / first - 1):+.2f} %) |", flush=True)
 
 
 main()
