@@ -241,6 +241,7 @@ describe("policy.by_task", function()
       { keydiff, { arithmetic = { ratio = 0.2 }, prose = { ratio = 0.8 } } },
       { keydiff, { code = { ratio = 0.5 }, prose = { ratio = 0.5 } } },
       { snapkv, { code = { target = 0.7 }, prose = { target = 0.3 } } },
+      { assert(policy.load("rocketkv", { window = 4, read = 64 })), { code = { ratio = 0.7 } } },
       { above, { code = { above = -0.5 }, prose = { above = -0.7 } } } } do
       local by_task = policy.by_task(case[1], case[2])
       for task, text in pairs(texts) do

@@ -128,8 +128,8 @@ function Page:wait(script, limit)
     look();
   })]]):format(script, (limit or 20) * 1000))
   if ok then return value end
-  error(("%s\nwaiting for %s\nwhere the page shows %s"):format(value, script,
-    self:eval "document.body.innerText.slice(-600)"), 0)
+  local _, shown = pcall(self.eval, self, "document.body.innerText.slice(-600)")
+  error(("%s\nwaiting for %s\nwhere the page shows %s"):format(value, script, shown), 0)
 end
 
 local codes = { Enter = 13, Tab = 9, Escape = 27, ArrowLeft = 37, ArrowUp = 38, ArrowRight = 39,

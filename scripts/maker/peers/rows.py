@@ -8,7 +8,7 @@ Windows are as docs/quality.md, "Rows of fewer bits", has them, of the ids that 
 name's place is a file of `pyramid convert --weights f32`, so that only rows are rounded. Keys and values have the same type, and
 llama.cpp rotates both by Hadamard's matrix where they are quantised. A context goes in by batches of `--batch` tokens, which read
 what earlier ones left, as it was stored; so do the scored tokens. Pyramid is given the same batches. A line a type: bits a value,
-perplexity, what it is over the first type's.
+perplexity, what it is over the first type's. Of Pyramid's packed rows each head's first and newest page, of 32, stay f16, and count.
 """
 import argparse
 import ctypes
@@ -21,7 +21,8 @@ import llama_cpp as lc
 import numpy as np
 
 TYPES = {"f32": (0, 32), "f16": (1, 16), "q8_0": (8, 8.5), "q5_1": (7, 6), "q5_0": (6, 5.5), "q4_1": (3, 5), "q4_0": (2, 4.5)}
-BITS = {"f32": 32, "f16": 16, "q8_0": 8.5, "q4": 4.25, "q3": 3.25, "q2": 2.25}
+PACKED = {"q4": 4.25, "q3": 3.25, "q2": 2.25}
+BITS = {"f32": 32, "f16": 16, "q8_0": 8.5, **PACKED}
 
 WINDOWS = """
 local cli, perplexity = require "pyramid.tools.cli", require "pyramid.tools.perplexity"
@@ -127,7 +128,9 @@ def main():
             sys.exit(mine.stderr.strip())
         found = float(mine.stdout)
         first = first or found
-        print(f"| Pyramid, {kind} | {BITS[kind]} | {found:.3f} ({100 * (found / first - 1):+.2f} %) |", flush=True)
+        rows, plain = args.context + args.predict, 64 if kind in PACKED else 0
+        bits = (16 * plain + BITS[kind] * (rows - plain)) / rows
+        print(f"| Pyramid, {kind} | {bits:.2f} | {found:.3f} ({100 * (found / first - 1):+.2f} %) |", flush=True)
 
 
 main()
