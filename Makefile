@@ -91,7 +91,7 @@ OBJCOPY  ?= objcopy
 PROGRAM := lua/main.c lua/lprobe.c lua/linterrupt.c lua/lterminal.c
 SPEC_C  := spec/support/lops.c spec/support/stress.c spec/support/lpty.c
 STREAM_C := lua/own_streams.c
-LINK_C  := core/ranks/mpi.c
+LINK_C  := core/ranks/mpi.c core/ranks/pulse.c
 SOURCES := $(filter-out $(PROGRAM) $(SPEC_C) $(STREAM_C) $(LINK_C),$(wildcard core/*/*.c core/*/*/*.c lua/*.c))
 # What takes longest to compile comes first, so that no processor is left with it at the end.
 SOURCES := $(filter core/cpu/isa/kernels_%,$(SOURCES)) $(filter-out core/cpu/isa/kernels_%,$(SOURCES))
@@ -280,11 +280,11 @@ cuda-mutate: build
 
 # The link between ranks, over the MPI that mpicc builds for: an object of its own, opened at run time.
 mpi: $(B)/libpyramid_mpi.so
-$(B)/libpyramid_mpi.so: $(LINK_C) core/ranks/link.h
+$(B)/libpyramid_mpi.so: $(LINK_C) core/ranks/link.h core/ranks/pulse.h
 	$(if $(MPICC),,$(error mpicc is not found: `make deps-mpi` installs Open MPI; any MPI will do))
 	@mkdir -p $(@D)
 	@echo "mpicc $<"
-	$(Q)OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(C11) $(CFLAGS) $(LDFLAGS) -Icore -shared -o $@ $<
+	$(Q)OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(C11) $(CFLAGS) $(LDFLAGS) -Icore -shared -o $@ $(LINK_C)
 
 -include $(OBJECTS:.o=.d) $(MAIN:.o=.d) $(OWN:.o=.d) $(SPECS:.o=.d) $(EMULATED:.o=.d) $(CUDA:.o=.d)
 

@@ -2,15 +2,20 @@
  *
  * Messages go from process to process, and none of MPI's own sums: ranks.c adds up itself. A wait
  * looks now and then whether those that it waits for are still there. Where they run on the same
- * machine their process tells; where they do not, a launcher ends what is left of a run when one of
- * its processes has gone (mpirun and srun do), and beyond WAIT_SECONDS nobody is waited for.
+ * machine their process tells; where they do not, a connection with each (pulse.h). Who is there
+ * and does not answer is waited for, as it may compute for long, or have been stopped:
+ *
+ *     PYRAMID_RANKS_CUT    seconds without a sign of another host after which it is given up (10)
+ *     PYRAMID_RANKS_WAIT   seconds without an answer of a process that is there (600)
  *
  * MPI is started here unless the host has, and ended by who started it. A process cannot start it
  * twice, so it stays until the process ends; a run whose ranks all come to the end meets there, one
  * that comes alone does not wait: MPI_Finalize would, for processes that will never come. */
 #include "ranks/link.h"
+#include "ranks/pulse.h"
 
 #include <errno.h>
+#include <math.h>
 #include <mpi.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -26,14 +31,17 @@
 /* LOOK: tests between two looks at the clock, some tens of microseconds; then a rank that waits
  * sleeps for some more, so that who shares its processor gets on, as whom it waits for may have to.
  * */
-enum { TAG = 7, LOOK = 200, GREETING = 1, WAIT_SECONDS = 600, CLOSE_SECONDS = 3 };
+enum { TAG = 7, LOOK = 200, CLOSE_SECONDS = 3 };
 
-typedef struct home { char host[240]; int64_t process; } home;   /* where a rank runs */
+/* Where a rank runs, and is met. */
+typedef struct home { char host[240]; int64_t process; pyr_pulse_card card; } home;
 
 typedef struct mpi_state {
   MPI_Comm comm;
   int rank, size;
   bool owner;                  /* this started MPI */
+  double wait;                 /* PYRAMID_RANKS_WAIT */
+  pyr_pulse *pulse;            /* NULL: other hosts are not watched */
   home homes[PYR_RANKS_MAX];
   MPI_Request requests[2 * PYR_RANKS_MAX];
   size_t expected[2 * PYR_RANKS_MAX];
@@ -49,20 +57,41 @@ static double now(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* A process of this machine that has gone; others cannot be told. What has ended and was not waited
- * for by its launcher yet is still listed, as a zombie: /proc tells. */
-static bool is_gone(const mpi_state *s, int rank) {
-  const home *h = &s->homes[rank];
-  if (strcmp(h->host, s->homes[s->rank].host) != 0) return false;
-  if (kill((pid_t)h->process, 0) != 0 && errno == ESRCH) return true;
+/* The letter of /proc for a process of this machine: 'Z' for what has ended and was not waited for
+ * by its launcher yet, 'T' for a stopped one; 0: it has gone; '?': nobody tells. */
+static char process_state(pid_t process) {
+  if (kill(process, 0) != 0 && errno == ESRCH) return 0;
   char path[64], text[512], *end;
-  snprintf(path, sizeof path, "/proc/%lld/stat", (long long)h->process);
+  snprintf(path, sizeof path, "/proc/%lld/stat", (long long)process);
   FILE *f = fopen(path, "re");
-  if (!f) return false;
-  bool zombie = fgets(text, sizeof text, f) && (end = strrchr(text, ')')) && end[1]
-      && end[2] == 'Z';
+  if (!f) return '?';
+  char state = fgets(text, sizeof text, f) && (end = strrchr(text, ')')) && end[1] ? end[2] : '?';
   fclose(f);
-  return zombie;
+  return state;
+}
+
+static bool is_near(const mpi_state *s, int rank) {
+  return strcmp(s->homes[rank].host, s->homes[s->rank].host) == 0;
+}
+
+/* How it is with a rank, as the end of a sentence; *gone: there is nothing to wait for. */
+static const char *look_at(const mpi_state *s, int rank, bool *gone) {
+  const char *says = "has not answered";
+  *gone = false;
+  if (is_near(s, rank)) {
+    char state = process_state((pid_t)s->homes[rank].process);
+    if (state == 'T' || state == 't') says = "is stopped, and has not answered";
+    *gone = state == 0 || state == 'Z';
+    return *gone ? "has ended" : says;
+  }
+  switch (pyr_pulse_look(s->pulse, rank)) {
+    case PYR_PULSE_THERE: return "is there, but has not answered";
+    case PYR_PULSE_UNWATCHED: return says;
+    case PYR_PULSE_ENDED: *gone = true; return "has ended";
+    case PYR_PULSE_CUT: *gone = true; return "cannot be reached any more: its host or the "
+        "network between has gone";
+  }
+  return says;
 }
 
 /* Waits for `count` requests. -1: somebody has gone, or they take longer than anything may. */
@@ -85,9 +114,14 @@ static int wait_all(mpi_state *s, int count, double seconds, char *why, size_t w
     if (at - looked < 0.2) continue;
     looked = at;
     for (int i = 0; i < count; i++) {
-      if (s->requests[i] == MPI_REQUEST_NULL || !is_gone(s, s->from[i])) continue;
-      snprintf(why, why_bytes, "rank %d (process %lld on %s) has ended", s->from[i],
-               (long long)s->homes[s->from[i]].process, s->homes[s->from[i]].host);
+      if (s->requests[i] == MPI_REQUEST_NULL || s->from[i] == s->rank) continue;
+      bool gone, late = at - began > seconds;
+      const char *says = look_at(s, s->from[i], &gone);
+      if (!gone && !late) continue;
+      char how_long[48] = "";
+      if (!gone) snprintf(how_long, sizeof how_long, " for %.0f seconds", seconds);
+      snprintf(why, why_bytes, "rank %d (process %lld on %s) %s%s", s->from[i],
+               (long long)s->homes[s->from[i]].process, s->homes[s->from[i]].host, says, how_long);
       return -1;
     }
     if (at - began > seconds) {
@@ -107,13 +141,13 @@ static int wait_all(mpi_state *s, int count, double seconds, char *why, size_t w
   return 0;
 }
 
-/* Larger than an int's bytes is cut by ranks.c's callers' chunks; refused rather than wrapped. */
 /* Receives first, so that what comes finds its place; all in flight at once, with any number of
  * ranks:
  *
  *     rank 0    from 1, from 2, to 1, to 2        waits for the four together
  *
- * Messages of one pair arrive in the order in which they were sent, so one tag serves all. */
+ * Messages of one pair arrive in the order in which they were sent, so one tag serves all. More
+ * than an int's bytes are cut by ranks.c's callers; refused here rather than wrapped. */
 static int link_swap(void *state, const pyr_swap *with, char *why, size_t why_bytes) {
   mpi_state *s = state;
   int count = 0, error = MPI_SUCCESS;
@@ -137,7 +171,7 @@ static int link_swap(void *state, const pyr_swap *with, char *why, size_t why_by
     snprintf(why, why_bytes, "a message could not be sent");
     return -1;
   }
-  return wait_all(s, count, WAIT_SECONDS, why, why_bytes);
+  return wait_all(s, count, s->wait, why, why_bytes);
 }
 
 /* All meet: then MPI may be ended. Whoever comes alone, after a failure, leaves without. */
@@ -153,16 +187,44 @@ static void link_close(void *state) {
     MPI_Comm_free(&s->comm);
     open_links--;
   }
+  pyr_pulse_free(s->pulse);
   free(s);
 }
 
-/* What is swapped once all are up: who runs where. */
-static int greet(mpi_state *s, char *why, size_t why_bytes) {
+/* One request that all take part in; none of them is known yet. */
+static int wait_for_all(mpi_state *s, int started, const char *what, char *why, size_t why_bytes) {
+  s->from[0] = s->rank, s->expected[0] = SIZE_MAX;
+  if (started == MPI_SUCCESS) return wait_all(s, 1, s->wait, why, why_bytes);
+  snprintf(why, why_bytes, "%s", what);
+  return -1;
+}
+
+/* What is swapped once all are up: who runs where. Those on other hosts are connected with. */
+static int greet(mpi_state *s, double cut, char *why, size_t why_bytes) {
   home mine = { .process = getpid() };
+  uint8_t far[PYR_RANKS_MAX] = { 0 };
   if (gethostname(mine.host, sizeof mine.host - 1) != 0) snprintf(mine.host, sizeof mine.host, "?");
-  if (MPI_Allgather(&mine, sizeof mine, MPI_BYTE, s->homes, sizeof mine, MPI_BYTE, s->comm)
-      == MPI_SUCCESS) return 0;
-  snprintf(why, why_bytes, "the ranks could not greet each other");
+  s->pulse = pyr_pulse_new(s->rank, s->size, cut, &mine.card);
+  int started = MPI_Iallgather(&mine, sizeof mine, MPI_BYTE, s->homes, sizeof mine, MPI_BYTE,
+                               s->comm, &s->requests[0]);
+  if (wait_for_all(s, started, "the ranks could not greet each other", why, why_bytes) != 0)
+    return -1;
+  for (int i = 0; i < s->size; i++) far[i] = !is_near(s, i);
+  pyr_pulse_card *cards = malloc((size_t)s->size * sizeof *cards);
+  for (int i = 0; cards && i < s->size; i++) cards[i] = s->homes[i].card;
+  if (cards) pyr_pulse_meet(s->pulse, cards, far);
+  free(cards);
+  return 0;
+}
+
+/* Seconds that the environment names, or `seconds`. -1 with a message where they are none. */
+static double read_seconds(const char *name, double seconds, char *why, size_t why_bytes) {
+  const char *text = getenv(name);
+  if (!text || !*text) return seconds;
+  char *end;
+  double value = strtod(text, &end);
+  if (*end == 0 && isfinite(value) && value >= 1 && value <= 86400) return value;
+  snprintf(why, why_bytes, "%s is \"%.40s\", no seconds of 1..86400", name, text);
   return -1;
 }
 
@@ -190,26 +252,26 @@ EXPORT int pyr_link_open(int version, pyr_link *out, char *why, size_t why_bytes
     snprintf(why, why_bytes, "MPI cannot be started in this process");
     return -1;
   }
+  double wait = read_seconds("PYRAMID_RANKS_WAIT", 600, why, why_bytes);
+  double cut = read_seconds("PYRAMID_RANKS_CUT", 10, why, why_bytes);
+  if (wait < 0 || cut < 0) return -1;
   mpi_state *s = calloc(1, sizeof *s);
   if (!s) {
     snprintf(why, why_bytes, "out of memory");
     return -1;
   }
   s->owner = !started;
-  if (MPI_Comm_dup(MPI_COMM_WORLD, &s->comm) != MPI_SUCCESS) {
-    free(s);
-    snprintf(why, why_bytes, "MPI has no communicator for this run");
-    return -1;
-  }
-  MPI_Comm_set_errhandler(s->comm, MPI_ERRORS_RETURN);
-  MPI_Comm_rank(s->comm, &s->rank);
-  MPI_Comm_size(s->comm, &s->size);
-  if (s->size > PYR_RANKS_MAX) {
-    snprintf(why, why_bytes, "%d ranks, and at most %d are possible", s->size, PYR_RANKS_MAX);
-    free(s);
-    return -1;
-  }
-  if (greet(s, why, why_bytes) != 0) {
+  s->wait = wait;
+  MPI_Comm_rank(MPI_COMM_WORLD, &s->rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &s->size);
+  int made = MPI_Comm_idup(MPI_COMM_WORLD, &s->comm, &s->requests[0]);
+  bool fits = s->size <= PYR_RANKS_MAX;
+  if (!fits) snprintf(why, why_bytes, "%d ranks, and at most %d are possible", s->size,
+                      PYR_RANKS_MAX);
+  if (!fits || wait_for_all(s, made, "MPI has no communicator for this run", why, why_bytes) != 0
+      || MPI_Comm_set_errhandler(s->comm, MPI_ERRORS_RETURN) != MPI_SUCCESS
+      || greet(s, cut, why, why_bytes) != 0) {
+    pyr_pulse_free(s->pulse);
     free(s);
     return -1;
   }

@@ -9,28 +9,11 @@ local policy = require("pyramid").policy
 local random_model = require "pyramid.tools.random_model"
 local shell = require "spec.support.shell"
 
--- Root, and fewer processors than ranks, are fine here; Open MPI asks, other MPIs do not look.
-local ALLOWED = "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
-  .. "OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe "
-
-local missing
-if not os.execute "command -v mpirun >/dev/null 2>&1" then missing = "mpirun is not found"
-elseif not files.exists(shell.build .. "/libpyramid_mpi.so") then
-  missing = "libpyramid_mpi.so is not built (make mpi)"
-elseif (os.getenv "PYRAMID_CFLAGS" or ""):find "sanitize" then
-  missing = "an MPI library's own leaks would be found"
-end
+local missing = require "spec.support.mpirun".missing()
+local mpirun = require "spec.support.mpirun".run
 
 local function ranked(name, test)
   if missing then pending(name .. ": " .. missing) else it(name, test) end
-end
-
--- Runs the program on n ranks. A wait that never ends is a failure, not a spec that never ends.
-local function mpirun(n, ...)
-  local words = {}
-  for i, word in ipairs { shell.program, ... } do words[i] = shell.quote(word) end
-  return shell.run(("%s RANKS=tensor timeout 300 mpirun -n %d %s </dev/null"):format(ALLOWED, n,
-    table.concat(words, " ")))
 end
 
 local scripts = "spec/support/ranks/"

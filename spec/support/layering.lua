@@ -28,7 +28,7 @@ local rank = {
   ["grammar/api"] = 0.2, ["grammar/grammar"] = 3.5, ["grammar/guide"] = 3.6, ["grammar/gbnf"] = 3.7,
   ["grammar/lexicon"] = 3.7,
   ["ranks/link"] = 0, ["ranks/ranks"] = 2, ["ranks/part"] = 3, ["ranks/open"] = 4.5,
-  ["ranks/mpi"] = 1,
+  ["ranks/mpi"] = 1, ["ranks/pulse"] = 0,
   ["backend/plugin"] = 4, ["base/weights"] = 4, ["base/profile"] = 4, ["sample/sampler"] = 4,
   ["cache/tier_file"] = 3, ["cache/pages"] = 4, ["cache/probed"] = 5, ["cache/learned"] = 5,
   ["cache/digests"] = 5, ["cache/ids"] = 5,
