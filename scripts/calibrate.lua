@@ -8,6 +8,7 @@ local learn = require "pyramid.tools.learn"
 local noise = require "pyramid.tools.noise"
 local picture = require "pyramid.tools.picture"
 local policy = require "pyramid.policy"
+local rivals = require "pyramid.tools.rivals"
 
 local parser = cli.parser("[options]",
   "Finds a schedule for a model instead of guessing one: measures what is lost "
@@ -21,10 +22,12 @@ Examples:
    pyramid calibrate --heads --as headkv --text book.txt --out heads.lua
    pyramid calibrate --learn --model smollm2 --text book.txt --out build/learned
    pyramid generate --policy-file mine.lua target=0.3 "Once there was"
+   pyramid calibrate --target 0.45 --out mine.lua --shard 1/2
 Without --text: held-out documents of the world that the default model knows.
 Neither the mass nor a layer alone is what a model forgets in the end: --check
 measures the policy on other documents, beside PyramidInfer's cosine at the same
-share of the rows, and says which did better.]])
+share of the rows, and says which did better. What is measured is kept beside
+the policy, in mine.jsonl: a run that was ended goes on.]])
 cli.add_model(parser, true)
 cli.option(parser, "--target", "SHARE", "Rows to keep, of all. (default: 0.45, if no --loss)",
   { number = true })
@@ -74,6 +77,7 @@ cli.option(parser, "--steps", "N",
 cli.option(parser, "--out", "FILE",
   "The policy file; its name is the policy's. With --learn and --centres: a folder."
   .. " (default: build/calibrated.lua, build/learned, build/centres)")
+rivals.add_shard(parser)
 parser:flag("--check",
   "Measure the policy on other documents, beside the cosine at the same share of the rows.")
 cli.option(parser, "--questions", "N", "With --check: questions of each kind; 0: none.",
@@ -99,6 +103,9 @@ if args.target and args.loss then
 end
 if args.heads and args.loss then
   cli.fail("--heads goes with --target", "Retrieval heads are picked until the share is used up.")
+end
+if args.shard and (args.learn or args.centres) then
+  cli.fail("--shard shares out what is measured text by text", "Leave it out.")
 end
 if args.as and not args.heads then cli.fail("--as goes with --heads", "Give both.") end
 if args.share == "head" and args.prune == "both" then
@@ -218,21 +225,45 @@ if args.centres then return centres_and_write() end
 
 -- ---- measuring ----------------------------------------------------------------------------------
 
+-- A worker of several measures what is its own of both, and then leaves the rest to who joins them.
 local made
+local store <close> = rivals.store(args, calibrate.format, (args.out:gsub("%.lua$", ".jsonl")))
+local circumstances = rivals.untimed_circumstances(model, args)
 do
-  local progress <close> = picture.progress "measuring attention"
-  made = cli.must(calibrate.measure(model, texts, { queries = args.queries, sinks = args.sinks,
-    recent = args.heads and args.recent or args.queries,
-      steps = args.steps or (model.config.layers > 40 and 25 or 50),
-    progress = progress.update }))
-end
-if args.by == "kl" then
-  local progress <close> = picture.progress "cutting layers"
-  local curves, details, code = calibrate.sensitivity(model, texts,
-    { queries = args.queries, sinks = args.sinks, kernel = args.kernel, prune = args.prune,
-      steps = made.steps, predict = math.min(64, length // 4), progress = progress.update })
-  made.layer, made.floor = cli.must(curves, details, code), details.floor
-  for t, one in ipairs(made.each) do one.layer = details.each[t] end
+  local already, waits = store.count, nil
+  local function must(value, message, code)
+    if code == "shard" then
+      waits = message
+      return nil
+    end
+    return cli.must(value, message, code)
+  end
+  do
+    local progress <close> = picture.progress "measuring attention"
+    made = must(calibrate.measure(model, texts, { queries = args.queries, sinks = args.sinks,
+      recent = args.heads and args.recent or args.queries, store = store,
+      circumstances = circumstances, progress = progress.update,
+      steps = args.steps or (model.config.layers > 40 and 25 or 50) }))
+  end
+  if args.by == "kl" then
+    local progress <close> = picture.progress "cutting layers"
+    local curves, details, code = calibrate.sensitivity(model, texts,
+      { queries = args.queries, sinks = args.sinks, kernel = args.kernel, prune = args.prune,
+        steps = made and made.steps, predict = math.min(64, length // 4), store = store,
+        circumstances = circumstances, progress = progress.update })
+    curves = must(curves, details, code)
+    if curves and made then
+      made.layer, made.floor = curves, details.floor
+      for t, one in ipairs(made.each) do one.layer = details.each[t] end
+    end
+  end
+  if waits then
+    if args.json then
+      return cli.json { new = store.count - already, results = store.path, waits = waits }
+    end
+    return print(("%d new results: %s\n%s\nthe same command without --shard joins them"):format(
+      store.count - already, store.path, waits))
+  end
 end
 
 local function write_policy(path, body)
@@ -334,9 +365,9 @@ end
 -- ---- checking -----------------------------------------------------------------------------------
 
 -- On documents far from those that were measured.
-local function check(rivals)
+local function check(them)
   local progress <close> = picture.progress "checking"
-  return cli.must(calibrate.check(model, rivals,
+  return cli.must(calibrate.check(model, them,
     { length = length, questions = args.questions, documents = args.documents,
       predict = math.min(64, length // 4), seed = args.seed + 100000, mode = args.mode },
         progress.update))

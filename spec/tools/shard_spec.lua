@@ -1,5 +1,6 @@
 -- Workers that share a measurement: each measures what falls to it, one that was lost costs its
 -- cells alone, and the same command without --shard joins them.
+local files = require "pyramid.files"
 local helper = require "spec.helper"
 local results = require "pyramid.tools.results"
 local random_model = require "pyramid.tools.random_model"
@@ -71,5 +72,48 @@ describe("shards of results", function()
       assert.not_equal(0, status, out)
       assert.matches("a worker and how many there are", err)
     end
+  end)
+
+  it("of a calibration are what one process measures, but for what a lost worker had", function()
+    local model = folder .. "/tiny.gguf"
+    local function calibrate(out, ...)
+      return shell.pyramid("calibrate", "-m", model, "--length", "96", "--texts", "2", "--queries",
+        "8", "--out", folder .. "/" .. out, ...)
+    end
+    local function lines(name)
+      return select(2, helper.read(folder .. "/" .. name):gsub("\n", "\n"))
+    end
+    local alone, err, status = calibrate("alone/mine.lua")
+    assert.equal(0, status, alone .. err)
+    local cells = lines "alone/mine.jsonl"                   -- 2 texts, and each layer of each
+    assert.is_true(cells >= 4)
+    for i = 1, 2 do
+      local out
+      out, err, status = calibrate("many/mine.lua", "--shard", i .. "/2")
+      assert.equal(0, status, out .. err)
+      local own = lines(("many/mine.%d-of-2.jsonl"):format(i))
+      assert.is_true(own > 0 and own < cells)
+      if i == 1 then
+        assert.matches(("%d new results: "):format(own), out)
+        assert.matches("are other workers', who have not made them yet", out)
+        assert.is_false(files.exists(folder .. "/many/mine.lua"))
+      end
+    end
+    local function policy_of(out)
+      local text = helper.read(folder .. "/" .. out):gsub("^%-%-.-\nlocal", "local")
+      return text
+    end
+    os.remove(folder .. "/many/mine.lua")
+    assert.equal((alone:gsub("alone/mine", "many/mine")), (calibrate("many/mine.lua")))
+    assert.equal(policy_of "alone/mine.lua", policy_of "many/mine.lua")
+    assert.equal(0, lines "many/mine.jsonl")                 -- all were there
+    local lost = lines "many/mine.2-of-2.jsonl"
+    os.remove(folder .. "/many/mine.2-of-2.jsonl")
+    calibrate("many/mine.lua")
+    assert.equal(lost, lines "many/mine.jsonl")
+    assert.equal(policy_of "alone/mine.lua", policy_of "many/mine.lua")
+    local _, said, refused = calibrate("other.lua", "--learn", "--shard", "1/2")
+    assert.equal(1, refused)
+    assert.matches("what is measured text by text", said)
   end)
 end)

@@ -20,11 +20,15 @@ local cut = require "pyramid.tools.cut"
 local noise = require "pyramid.tools.noise"
 local options = require "pyramid.options"
 local policy = require "pyramid.policy"
+local results = require "pyramid.tools.results"
 local schedule = require "pyramid.schedule"
 local score = require "pyramid.score"
 local world = require "pyramid.tools.world"
 
 local calibrate = {}
+
+--- Whose results a file of cells holds (pyramid.Results).
+calibrate.format = "pyramid calibrate 1"
 
 -- ---- measuring ----------------------------------------------------------------------------------
 
@@ -76,22 +80,73 @@ end
 ---  of losses by KL: what rounding alone makes of a cut of nothing, already taken off
 
 local measure_keys = { queries = "integer", sinks = "integer", recent = "integer",
-  steps = "integer", progress = "function" }
+  steps = "integer", progress = "function", store = "table", circumstances = "string" }
+
+-- What one cell of a measurement gives: from the store, else measured, if it is this worker's, and
+-- added. nil without a message: it is another worker's, who has not added it yet.
+local function cell(given, words, measure)
+  local store = given.store
+  if not store then return measure() end
+  local key = (given.circumstances or "") .. " | " .. table.concat(words, " | ")
+  local known = store:get(key)
+  if known then return known end
+  if not store:mine(key) then return nil end
+  local record, message, code = measure()
+  if not record then return nil, message, code end
+  local ok
+  ok, message, code = store:add(key, record)
+  if not ok then return nil, message, code end
+  return store:get(key)          -- as who reads it later will have it
+end
+
+local function tell_missing(missing, total)
+  local words = "%d of %d measurements are other workers', who have not made them yet"
+  return nil, words:format(missing, total), "shard"
+end
+
+local function hash_of(ids) return results.hash(table.concat(ids, " ")) end
 
 local function add(to, from, weight)
   for v, value in ipairs(from) do to[v] = (to[v] or 0) + value * weight end
   return to
 end
 
+-- The curves of one text, and of each head the mass on rows that are not at either end.
+local function read_text(model, watch, ids, given)
+  local cache <close>, problem, kind = model:cache { policy = watch }
+  if not cache then return nil, problem, kind end
+  local logits, message, code = cache:prefill(ids)
+  if not logits then return nil, message, code end
+  local c, one = model.config, { layer = {}, head = {}, outside = {} }
+  for layer = 1, c.layers do
+    local mean = {}
+    one.head[layer], one.outside[layer] = {}, {}
+    for head = 1, c.kv_heads do
+      local mass = assert(cache:scores(nil, { layer = layer, head = head })):totable()
+      local inner, total = 0, 0
+      for row, value in ipairs(mass) do
+        total = total + value
+        if row > given.sinks and row <= #mass - given.recent then inner = inner + value end
+      end
+      add(mean, mass, 1 / c.kv_heads)
+      one.outside[layer][head] = total > 0 and inner / total or 0
+      one.head[layer][head] = calibrate.curve(mass, given.steps, given.sinks, given.recent)
+    end
+    one.layer[layer] = calibrate.curve(mean, given.steps, given.sinks, given.recent)
+  end
+  return one
+end
+
 ---Reads texts and returns their mean curves.
 ---@param model pyramid.Model
 ---@param texts integer[][]           ids
----@param given? { queries?: integer, sinks?: integer, recent?: integer, steps?: integer, progress?: function }
+---@param given? { queries?: integer, sinks?: integer, recent?: integer, steps?: integer, progress?: function, store?: pyramid.Results, circumstances?: string }
 ---queries: the last ones, whose attention counts; sinks, recent: rows at either end that stay;
----progress(done, total)
+---progress(done, total); store: where each text's curves are looked up and added, so that a run
+---goes on and workers share it, with what they depend on besides all this
 ---@return pyramid.Calibration?
 ---@return string? message
----@return string? code
+---@return string? code               "shard": some are another worker's, and not there yet
 function calibrate.measure(model, texts, given)
   local _ <close> = core.plain_locale()
   given = options.check("calibrate.measure", given, measure_keys)
@@ -110,36 +165,28 @@ function calibrate.measure(model, texts, given)
   for layer = 1, c.layers do
     made.layer[layer], made.head[layer], made.outside[layer] = {}, {}, {}
   end
+  local missing = 0
   for done, ids in ipairs(texts) do
-    local cache <close>, problem, kind = model:cache { policy = watch }
-    if not cache then return nil, problem, kind end
-    local logits, message, code = cache:prefill(ids)
-    if not logits then return nil, message, code end
+    local one, message, code = cell(given, { "mass", queries, sinks, recent, steps, hash_of(ids) },
+      function()
+      return read_text(model, watch, ids, { sinks = sinks, recent = recent, steps = steps })
+    end)
+    if message then return nil, message, code end
     made.tokens = made.tokens + #ids
-    local one = { layer = {}, head = {} }
-    made.each[done] = one
-    for layer = 1, c.layers do
-      local mean = {}
-      one.head[layer] = {}
+    made.each[done] = one and { layer = one.layer, head = one.head }
+    if not one then missing = missing + 1 end
+    for layer = 1, one and c.layers or 0 do
       for head = 1, c.kv_heads do
-        local mass = assert(cache:scores(nil, { layer = layer, head = head })):totable()
-        local inner, total = 0, 0
-        for row, value in ipairs(mass) do
-          total = total + value
-          if row > sinks and row <= #mass - recent then inner = inner + value end
-        end
-        add(mean, mass, 1 / c.kv_heads)
         made.outside[layer][head] = (made.outside[layer][head] or 0)
-          + (total > 0 and inner / total or 0) / #texts
-        one.head[layer][head] = calibrate.curve(mass, steps, sinks, recent)
+          + one.outside[layer][head] / #texts
         made.head[layer][head] = add(made.head[layer][head] or {}, one.head[layer][head],
           1 / #texts)
       end
-      one.layer[layer] = calibrate.curve(mean, steps, sinks, recent)
       add(made.layer[layer], one.layer[layer], 1 / #texts)
     end
     if given.progress then given.progress(done, #texts) end
   end
+  if missing > 0 then return tell_missing(missing, #texts) end
   return made
 end
 
@@ -173,7 +220,8 @@ local function through(measured, steps, floor)
 end
 
 local sensitivity_keys = { queries = "integer", sinks = "integer", kernel = "integer",
-  prune = "string", steps = "integer", predict = "integer", progress = "function" }
+  prune = "string", steps = "integer", predict = "integer", progress = "function",
+  store = "table", circumstances = "string" }
 
 ---How far the model's predictions of each text's last `predict` tokens are from the full cache's
 ---(KL, nats a token) if one layer alone keeps v / steps of its rows, by attention of the last
@@ -188,7 +236,8 @@ local sensitivity_keys = { queries = "integer", sinks = "integer", kernel = "int
 ---@param model pyramid.Model
 ---@param texts integer[][]
 ---@param given? table
----  queries, sinks, kernel, prune (as of `write`), steps, predict, progress(done, total)
+---  queries, sinks, kernel, prune (as of `write`), steps, predict, progress(done, total); store,
+---  circumstances (as of `measure`; what is looked up and added is a layer of a text)
 ---@return number[][]?             [layer][v]
 ---@return { each: number[][][], floor: number }|string|nil
 ---  of each text: [text][layer][v]; what rounding alone amounts to,
@@ -207,34 +256,44 @@ function calibrate.sensitivity(model, texts, given)
     for i = 1, layers do ratios[i] = i == layer and share or 1 end
     return assert(load(calibrate.write(ratios, how), "=calibrate", "t"))()
   end
-  local message, code
   local function off(full, layer, share, context, targets)
+    local all, message, code = feed(model, only(layer, share), context, targets)
+    if not all then return nil, message, code end
     local sum = 0
-    local all
-    all, message, code = feed(model, only(layer, share), context, targets)
-    for i, logits in ipairs(all or {}) do sum = sum + full[i]:kl(logits) / #all end
-    return all and sum
+    for i, logits in ipairs(all) do sum = sum + full[i]:kl(logits) / #all end
+    return sum
   end
+  local missing = 0
   for t, ids in ipairs(texts) do
     local context = table.move(ids, 1, #ids - predict, 1, {})
     local targets = table.move(ids, #ids - predict + 1, #ids, 1, {})
-    local full
-    full, message, code = feed(model, nil, context, targets)
-    if not full then return nil, message, code end
-    each[t], floors[t] = {}, {}
-    for layer = 1, layers do
-      each[t][layer] = {}
+    local full, message, code
+    local function measure(layer)
+      local record = { kl = {} }
+      if not full then full, message, code = feed(model, nil, context, targets) end
+      if not full then return nil, message, code end
       for i = 1, #points do
         -- The last point is the cut of next to nothing: one row, or a thousandth of them.
         local share = i < #points and points[i] or math.min(1 - 1 / (#context - 1), 0.999)
-        local kl = off(full, layer, share, context, targets)
-        if not kl then return nil, message, code end
-        if i < #points then each[t][layer][i] = kl else floors[t][layer] = kl end
+        local kl, why, kind = off(full, layer, share, context, targets)
+        if not kl then return nil, why, kind end
+        if i < #points then record.kl[i] = kl else record.floor = kl end
       end
+      return record
+    end
+    each[t], floors[t] = {}, {}
+    for layer = 1, layers do
+      local one, why, kind = cell(given, { "kl", layer, how.window or "", how.sinks or "",
+        how.kernel or "", how.prune or "", predict, table.concat(points, ","), hash_of(ids) },
+        function() return measure(layer) end)
+      if why then return nil, why, kind end
+      if one then each[t][layer], floors[t][layer] = one.kl, one.floor
+      else missing = missing + 1 end
       done = done + 1
       if given.progress then given.progress(done, #texts * layers) end
     end
   end
+  if missing > 0 then return tell_missing(missing, #texts * layers) end
   local curves, mean, of_text = {}, 0, {}
   for layer = 1, layers do
     local sums, of_layer = {}, {}

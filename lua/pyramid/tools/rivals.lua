@@ -11,17 +11,9 @@ local results = require "pyramid.tools.results"
 
 local rivals = {}
 
----Adds the options that say who is measured, and where results go.
+---Adds --shard.
 ---@param parser table
----@param out string      the folder, unless said
-function rivals.add_options(parser, out)
-  cli.add_policy(parser, true)
-  cli.option(parser, "--budgets", "LIST", "Shares of the rows to keep.",
-    { default = "0.2,0.35,0.45,0.6,0.8" })
-  cli.add_cache_dtype(parser)
-  cli.add_tiers(parser)
-  cli.add_trace(parser)
-  cli.option(parser, "--out", "DIR", "Where results and report go.", { default = out })
+function rivals.add_shard(parser)
   cli.option(parser, "--shard", "I/N",
     "Measure what falls to worker I of N, which share --out; the same command without it joins "
       .. "what they have, and measures what is missing."):convert(
@@ -34,6 +26,20 @@ function rivals.add_options(parser, out)
       return nil, ("option '--shard' must be a worker and how many there are, such as 2/8, not '%s'")
         :format(text)
     end)
+end
+
+---Adds the options that say who is measured, and where results go.
+---@param parser table
+---@param out string      the folder, unless said
+function rivals.add_options(parser, out)
+  cli.add_policy(parser, true)
+  cli.option(parser, "--budgets", "LIST", "Shares of the rows to keep.",
+    { default = "0.2,0.35,0.45,0.6,0.8" })
+  cli.add_cache_dtype(parser)
+  cli.add_tiers(parser)
+  cli.add_trace(parser)
+  cli.option(parser, "--out", "DIR", "Where results and report go.", { default = out })
+  rivals.add_shard(parser)
 end
 
 ---A list of what `convert` makes of its words; `wanted` says what a word should be.
@@ -91,13 +97,15 @@ end
 ---The results of --out, which need not be there yet.
 ---@param args table
 ---@param format string
+---@param path? string    results.jsonl in the folder --out, unless said
 ---@return pyramid.Results
-function rivals.store(args, format)
+function rivals.store(args, format, path)
+  path = path or args.out .. "/results.jsonl"
   -- opening the file says what is wrong
-  os.execute("mkdir -p " .. cli.quote(args.out) .. " 2>/dev/null")
-  local store, message, code = results.open(args.out .. "/results.jsonl", format, args.shard)
+  os.execute("mkdir -p " .. cli.quote(path:match "^(.*)/[^/]*$" or ".") .. " 2>/dev/null")
+  local store, message, code = results.open(path, format, args.shard)
   if store then return store end
-  cli.fail(message, code == "format" and "It is left as it is; give another --out DIR." or nil)
+  cli.fail(message, code == "format" and "It is left as it is; give another --out." or nil)
 end
 
 -- "f16", or "hot f16 warm q8_0:64 MiB": what rows are held as; where a tier's file lies makes no
@@ -116,16 +124,31 @@ local function rows_of(args)
   return table.concat(words, " ")
 end
 
+-- What results depend on besides policies and texts, without rows and threads.
+local function bound_to(model, args)
+  return cli.must(engine.fingerprint(model.path)), "weights " .. (args.weights or "as they are"),
+    "precision " .. model.precision
+end
+
 ---What results depend on besides policies and texts. Threads are among it for the sake of times.
 ---@param model pyramid.Model
 ---@param args table
 ---@return string
 function rivals.circumstances(model, args)
   local runtime = model:runtime()
-  return table.concat({ cli.must(engine.fingerprint(model.path)),
-    "weights " .. (args.weights or "as they are"), "precision " .. model.precision,
-      "rows " .. rows_of(args), runtime:isa(), runtime:threads() .. " threads",
-        "pyramid " .. core.version }, ", ")
+  local file, weights, precision = bound_to(model, args)
+  return table.concat({ file, weights, precision, "rows " .. rows_of(args), runtime:isa(),
+    runtime:threads() .. " threads", "pyramid " .. core.version }, ", ")
+end
+
+---The same of what is measured without times, on rows that are held as a cache holds them.
+---@param model pyramid.Model
+---@param args table
+---@return string
+function rivals.untimed_circumstances(model, args)
+  local file, weights, precision = bound_to(model, args)
+  return table.concat({ file, weights, precision, model:runtime():isa(),
+    "pyramid " .. core.version }, ", ")
 end
 
 ---What a page says of a run, but for its kinds and settings: a function of how many results are
