@@ -35,8 +35,10 @@
  * that is certain, and it sleeps at once. */
 enum { TAG = 7, LOOK = 200, SPIN = 200, CLOSE_SECONDS = 3 };
 
-/* Where a rank runs, and is met. */
-typedef struct home { char host[240]; int64_t process; pyr_pulse_card card; } home;
+/* Where a rank runs, and is met. Names alone may be those of many hosts ("localhost"), and
+ * processes of containers of one host may not see each other: what tells them apart is the kernel's
+ * start and the room of process numbers. */
+typedef struct home { char host[200], room[120]; int64_t process; pyr_pulse_card card; } home;
 
 typedef struct mpi_state {
   MPI_Comm comm;
@@ -74,7 +76,8 @@ static char process_state(pid_t process) {
 }
 
 static bool is_near(const mpi_state *s, int rank) {
-  return strcmp(s->homes[rank].host, s->homes[s->rank].host) == 0;
+  const home *a = &s->homes[rank], *b = &s->homes[s->rank];
+  return strcmp(a->host, b->host) == 0 && strcmp(a->room, b->room) == 0;
 }
 
 /* How it is with a rank, as the end of a sentence; *gone: there is nothing to wait for. */
@@ -203,11 +206,22 @@ static int wait_for_all(mpi_state *s, int started, const char *what, char *why, 
   return -1;
 }
 
+/* "d2f1… pid:[4026531836]"; what a system does not tell is left out. */
+static void name_room(char *out, size_t bytes) {
+  char boot[48] = "", space[64] = "";
+  FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
+  if (f && fgets(boot, sizeof boot, f)) boot[strcspn(boot, "\n")] = 0;
+  if (f) fclose(f);
+  if (readlink("/proc/self/ns/pid", space, sizeof space - 1) < 0) space[0] = 0;
+  snprintf(out, bytes, "%s %s", boot, space);
+}
+
 /* What is swapped once all are up: who runs where. Those on other hosts are connected with. */
 static int greet(mpi_state *s, double cut, char *why, size_t why_bytes) {
   home mine = { .process = getpid() };
   uint8_t far[PYR_RANKS_MAX] = { 0 };
   if (gethostname(mine.host, sizeof mine.host - 1) != 0) snprintf(mine.host, sizeof mine.host, "?");
+  name_room(mine.room, sizeof mine.room);
   s->pulse = pyr_pulse_new(s->rank, s->size, cut, &mine.card);
   int started = MPI_Iallgather(&mine, sizeof mine, MPI_BYTE, s->homes, sizeof mine, MPI_BYTE,
                                s->comm, &s->requests[0]);

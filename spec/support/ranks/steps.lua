@@ -16,12 +16,12 @@ local function check(value, message, code)
   os.exit(3)
 end
 
+file:write(assert(io.open "/proc/self/stat"):read "n", "\n")
 local ids = {}
 for i = 1, 120 do ids[i] = i * 37 % 271 end
 local model = check(pyramid.model(arg[1], { ranks = rank and "tensor" or nil, threads = 1,
   precision = "f32" }))
 local cache = check(model:cache { dtype = "f32", policy = arg[4] and pyramid.policy(arg[4]) })
-file:write(assert(io.open "/proc/self/stat"):read "n", "\n")
 local logits = check(cache:prefill(ids))
 for i = 1, tonumber(arg[3]) do
   local id = logits:argmax()
