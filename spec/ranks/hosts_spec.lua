@@ -199,11 +199,39 @@ describe("a process on another host", function()
   end)
 end)
 
+-- Process numbers mean nothing in another room of them: here rank 1's is none of rank 0's.
+hosted("ranks in containers of one host do not take each other for dead", function()
+  local script, wrapper = folder .. "/slow.lua", folder .. "/container"
+  helper.write(script, ([[
+    local pyramid = require "pyramid"
+    local model = assert(pyramid.model(%q, { ranks = "tensor", threads = 1 }))
+    local cache = assert(model:cache())
+    assert(cache:prefill { 1, 2, 3 })
+    if model:ranks().rank == 1 then os.execute "sleep 1" end
+    assert(cache:step(4))
+    print("made a step, process " .. assert(io.open "/proc/self/stat"):read "n")
+  ]]):format(folder .. "/2"))
+  helper.write(wrapper, [[
+    if [ "$OMPI_COMM_WORLD_RANK$PMI_RANK" = 0 ]; then
+      exec unshare --pid --fork --mount-proc "$@"
+    fi
+    later='for i in 1 2 3 4 5 6 7 8 9; do sleep 0; sleep 0; done; "$@"; exit $?'
+    exec unshare --pid --fork --mount-proc sh -c "$later" sh "$@"
+  ]])
+  local command = "%s OMPI_MCA_btl_vader_single_copy_mechanism=none timeout 120 mpirun -n 2 sh %s"
+  local out, err, status = shell.run(command:format(launch.environment, launch.words(wrapper,
+    shell.program, script)))
+  assert.equal(0, status, out .. err)
+  assert.matches("made a step, process 1\n", out)
+  assert.equal(2, select(2, out:gsub("made a step, process %d", "")))
+end)
+
 hosted("seconds that are none are refused in words", function()
   up()
   shell.run(line("PYRAMID_RANKS_CUT=soon", 1, scripts .. "steps.lua", folder .. "/2",
     folder .. "/run", 1))
   for rank = 0, 1 do
-    assert.equal('device: runtime: ranks: PYRAMID_RANKS_CUT is "soon", no seconds of 1..86400', last(rank))
+    assert.equal('device: runtime: ranks: PYRAMID_RANKS_CUT is "soon", no seconds of 1..86400',
+      last(rank))
   end
 end)
