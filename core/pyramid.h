@@ -846,8 +846,8 @@ int64_t pyr_cache_tokens(const pyr_cache *cache);            /* tokens seen */
 int64_t pyr_cache_rows(const pyr_cache *cache, int layer, int head);  /* -1 if out of range */
 pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head,
                                int32_t *out /* [rows] */);
-/* pages and per-row bookkeeping of all tiers; shared pages count */
-size_t pyr_cache_bytes(const pyr_cache *cache);
+size_t pyr_cache_bytes(const pyr_cache *cache);   /* pages and bookkeeping, shared ones too */
+size_t pyr_cache_workspace(const pyr_cache *cache);   /* of its steps and its forks'; no budget's */
 /* The same of one tier; -1, or 0 bytes, of one that the cache has not. pyr_cache_rows and
  * pyr_cache_positions are of the hot one. */
 int64_t pyr_cache_tier_rows(const pyr_cache *cache, pyr_tier tier, int layer, int head);

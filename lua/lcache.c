@@ -814,6 +814,11 @@ static int cache_reading(lua_State *L) {
   return 1;
 }
 
+static int cache_workspace(lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)pyr_cache_workspace(check_cache(L, 1)));
+  return 1;
+}
+
 static int cache_tokens(lua_State *L) {
   lua_pushinteger(L, pyr_cache_tokens(check_cache(L, 1)));
   return 1;
@@ -865,6 +870,7 @@ void pyr_lua_open_cache(lua_State *L) {
     { "bring_up", cache_bring_up },
     { "bytes", cache_bytes }, { "fraction", cache_fraction },
     { "reading", cache_reading }, { "tokens", cache_tokens },
+    { "workspace", cache_workspace },
         { "computed", cache_computed },
     { "evicted", cache_evicted }, { "fork", cache_fork }, { "clear", cache_clear },
         { "cut", cache_cut }, { "see", cache_see }, { "tell", cache_tell },

@@ -43,6 +43,16 @@ function helper.fixture(path)
   return here .. "fixtures/" .. path
 end
 
+--- What a cache counts of a lane beside its rows, and what lies with them a row: what describes
+--- its pages, and, if it has any, the lane and its arrays.
+---@param pages integer
+---@param arrays? integer   of positions (1, the default), a history, positions as they came
+---@return integer
+function helper.lane_beside(pages, arrays)
+  if pages == 0 then return 0 end
+  return 48 * pages + 192 + 64 * (arrays or 1)
+end
+
 --- Decoders that have golden logits, one for each switch: folders of spec/fixtures/decoders.
 ---@return string[]
 function helper.decoders()

@@ -29,16 +29,11 @@ pyr_lane_view pyr_lane_get_view(const pyr_lane *lane) {
 
 /* ---- the page table -------------------------------------------------------------------------- */
 
-/* Room for `count` pages in the table (host arrays, and the backend's); it begins with twice what a
- * prompt takes, and doubles, so that appending is linear, and tables of many lanes, which grow
- * together, seldom move: 24 bytes for a page of kilobytes. Capacities are 4, 8, 16, 32, …: a lane
- * of 10,000 rows, 313 pages, has moved its table seven times. What is new is complete
+/* Moves the table (host arrays, and the backend's) to room for `cap` pages. What is new is complete
  * before the old one goes, so a failure changes nothing. */
-static pyr_status table_grow(pyr_cache *cache, pyr_lane *lane, int64_t count) {
-  if (count <= lane->page_cap) return PYR_OK;
+static pyr_status table_move(pyr_cache *cache, pyr_lane *lane, int64_t cap) {
   pyr_runtime *rt = cache->pool->rt;
   pyr_backend *be = cache->pool->be;
-  int64_t cap = 2 * pyr_max(count, pyr_max(lane->page_cap, 2));
   size_t old = (size_t)lane->page_cap * sizeof(void *), size = (size_t)cap * sizeof(void *);
   pyr_page **pages = pyr_alloc(rt, size);
   void **data = pyr_alloc(rt, size);
@@ -67,6 +62,26 @@ static pyr_status table_grow(pyr_cache *cache, pyr_lane *lane, int64_t count) {
   lane->listed = 0;
   lane->page_cap = cap;
   return PYR_OK;
+}
+
+/* On a device it begins with twice what a prompt takes, and doubles, as tables of many lanes, which
+ * grow together, move by some calls of its driver each: 4, 8, 16, 32, … pages, and a lane of 10,000
+ * rows, 313 pages, has moved its table seven times. On the host moving is cheap, and entries count
+ * (PYR_PAGE_BESIDE): an eighth more, or two. Both are linear. */
+static int64_t table_room(const pyr_cache *cache, int64_t count, int64_t had) {
+  if (!cache->pool->be->own_memory) return count + pyr_max(count / 8, 2);
+  return 2 * pyr_max(count, pyr_max(had, 2));
+}
+
+static pyr_status table_grow(pyr_cache *cache, pyr_lane *lane, int64_t count) {
+  if (count <= lane->page_cap) return PYR_OK;
+  return table_move(cache, lane, table_room(cache, count, lane->page_cap));
+}
+
+/* After rows have left; where there is no memory for a smaller one, it stays. */
+static void table_trim(pyr_cache *cache, pyr_lane *lane) {
+  if (!cache->pool->be->own_memory && lane->page_cap > 2 * lane->page_count + 4)
+    (void)table_move(cache, lane, table_room(cache, lane->page_count, 0));
 }
 
 void pyr_lane_set_page(pyr_lane *lane, int64_t at, pyr_page *page) {
@@ -115,33 +130,46 @@ pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count) {
 /* ---- what lies beside the rows --------------------------------------------------------------- */
 
 /* How many rows to make room for where `cap` are wanted. Sanitizers see the end of an allocation:
- * there it is the last row's. What a prompt brings, and what a plan leaves, has half as much again,
- * or four pages; then it doubles. Many lanes that grow together move in the same step, on a device
- * by a few calls of the driver each; and a number is little beside a row of 256 bytes and more. A
- * lane that grows by pages of 32 rows from one on moves at 160, 320, 640 … rows. Shrinking, it
- * moves when less than half is wanted: so a lane that lost a few rows and gets them again stays
- * put.
+ * there it is the last row's. On a device what a prompt brings, and what a plan leaves, has half as
+ * much again, or four pages; then it doubles: many lanes that grow together move in the same step,
+ * by a few calls of the driver each. A lane that grows by pages of 32 rows from one on moves at
+ * 160, 320, 640 … rows. Shrinking, it moves when less than half is wanted: so a lane that lost a
+ * few rows and gets them again stays put.
  *
- *     none       cap 608  becomes 912      room 160   cap 192  becomes 320
- *     room 912   cap 288  becomes 432      room 160   cap 128  stays 160 */
-static int64_t room_for(const pyr_lane *lane, int64_t cap) {
+ *     device     none       cap 608  becomes 912      room 160   cap 192  becomes 320
+ *                room 912   cap 288  becomes 432      room 160   cap 128  stays 160
+ *     host       none       cap 608  becomes 640      room 640   cap 672  becomes 704
+ *                room 640   cap 576  stays 640        room 640   cap 320  becomes 320
+ *
+ * On the host, where moving is a copy of 4 bytes a row, it is a sixteenth, in whole pages: what is
+ * held is what is counted, nearly, of rows of 40 bytes as well. */
+static int64_t room_for(const pyr_cache *cache, const pyr_lane *lane, int64_t cap) {
 #if defined(__SANITIZE_ADDRESS__)
-  return (void)lane, cap;
+  return (void)cache, (void)lane, cap;
 #else
-  int64_t fresh = cap + pyr_max(cap / 2, 4 * PYR_PAGE_ROWS);
-  if (cap <= lane->row_room && (cap >= lane->row_room / 2 || fresh >= lane->row_room))
-    return lane->row_room;
+  bool device = cache->pool->be->own_memory;
+  int64_t fresh = cap + (device ? pyr_max(cap / 2, 4 * PYR_PAGE_ROWS)
+                         : cap / 16 / PYR_PAGE_ROWS * PYR_PAGE_ROWS);
+  int64_t least = device ? lane->row_room / 2 : lane->row_room - lane->row_room / 8;
+  if (cap <= lane->row_room && (cap >= least || fresh >= lane->row_room)) return lane->row_room;
   if (cap <= lane->row_room) return cap > 0 ? fresh : 0;
-  return pyr_max(cap, lane->row_room > 0 ? 2 * lane->row_room : fresh);
+  return device && lane->row_room > 0 ? pyr_max(cap, 2 * lane->row_room) : fresh;
 #endif
 }
 
-/* What counts against the budget: of 96 rows with a history, 96 * (4 + 4) = 768 bytes. It is
- * row_cap that counts, not row_room, so that the count does not depend on how a lane came to its
- * length. */
+/* Of a lane that holds rows, whatever their number: the lane, its layer's part of what the cache
+ * knows, and what the host adds to a block to align it. */
+enum { LANE_BESIDE = 256, BLOCK_BESIDE = 64 };
+_Static_assert(sizeof(pyr_lane) <= LANE_BESIDE - BLOCK_BESIDE, "a lane counts what it takes");
+_Static_assert(sizeof(pyr_page) + 2 * sizeof(void *) <= PYR_PAGE_BESIDE, "so does a page");
+
+/* What counts against the budget: of 96 rows with a history, 96 * (4 + 4) + 256 + 64 = 1,088 bytes.
+ * It is row_cap that counts, not row_room, so that the count does not depend on how a lane came to
+ * its length. */
 static size_t bytes_beside(int64_t rows, bool history, bool born) {
-  return (size_t)rows * (sizeof(int32_t) + (history ? sizeof(float) : 0)
-                         + (born ? sizeof(int32_t) : 0));
+  if (rows == 0) return 0;
+  size_t arrays = (size_t)history + (size_t)born;
+  return (size_t)rows * (1 + arrays) * sizeof(int32_t) + LANE_BESIDE + arrays * BLOCK_BESIDE;
 }
 
 static size_t bytes_of_lane(const pyr_lane *lane) {
@@ -153,11 +181,11 @@ static int kind_of(const pyr_lane *lane) { return lane->wide ? PYR_PAGE_WIDE : P
 
 /* Of its first `count` pages. Where none can be packed all are of one kind, and none is looked at:
  * every token that is written asks for all lanes. Of 7 pages of 8,192 bytes, 57,344, or of 5 that
- * are packed to 3,208 and 2 that are not, 32,424. */
+ * are packed to 3,208 and 2 that are not, 32,424; and 48 bytes that describe each. */
 static size_t bytes_of_pages(const pyr_cache *cache, const pyr_lane *lane, int64_t count) {
   const size_t *each = cache->pool->page_bytes;
-  if (!lane->packed) return (size_t)count * each[kind_of(lane)];
-  size_t bytes = 0;
+  if (!lane->packed) return (size_t)count * (each[kind_of(lane)] + PYR_PAGE_BESIDE);
+  size_t bytes = (size_t)count * PYR_PAGE_BESIDE;
   for (int64_t p = 0; p < count; p++) bytes += each[lane->pages[p]->kind];
   return bytes;
 }
@@ -218,7 +246,7 @@ static pyr_status rows_resize(pyr_cache *cache, pyr_lane *lane, int64_t cap, boo
       - bytes_beside(lane->row_cap, had, was), bytes = held + bytes_beside(cap, history, wide);
   pyr_status status = pyr_pool_charge(cache->pool, before, bytes);
   if (status != PYR_OK) return status;
-  int64_t room = room_for(lane, cap);
+  int64_t room = room_for(cache, lane, cap);
   if (room != lane->row_room || history != had || wide != was) {
     status = rows_move(cache, lane, room, history, wide);
     /* memory is short: just what is wanted */
@@ -331,6 +359,18 @@ static pyr_status reserve_of(pyr_cache *cache, pyr_lane *lane, int64_t more, boo
   return status;
 }
 
+/* Of this layer and the next, as if both were alike: of 3 lanes and 1,000 rows 192 pages at the
+ * first, and 96 at the last. Where a layer that was cut leaves pages to the next, what is spare in
+ * the end is found later (tidy.c). */
+void pyr_cache_expect(pyr_cache *cache, int layer, int64_t more) {
+  int64_t pages = 0;
+  for (int head = 0; head < cache->heads; head++) {
+    const pyr_lane *lane = pyr_cache_lane(cache, layer, head);
+    pages += pyr_max(pages_for(lane->rows + more) - lane->page_count, 0);
+  }
+  cache->pool->coming = layer + 1 < cache->layers ? 2 * pages : pages;
+}
+
 pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history) {
   return reserve_of(cache, lane, more, history, kind_of(lane));
 }
@@ -363,6 +403,7 @@ void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane) {
   if (lane->history && held > lane->rows)
     (void)pyr_fill_zeros(cache->pool->be, lane->history + lane->rows, held - lane->rows);
   pyr_digests_trim(cache->pool, &lane->digests, lane->rows);
+  table_trim(cache, lane);
 }
 
 void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows) {
@@ -450,13 +491,16 @@ pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from) {
  * What is in `fresh` when it fails is the caller's to free. */
 static pyr_status fresh_pages(pyr_cache *cache, const pyr_lane *lanes, int count, int64_t skip,
                               int64_t changed, pyr_page **fresh, void **data) {
-  for (int64_t i = 0; i < count * changed; i++) {
+  pyr_status status = PYR_OK;
+  int64_t coming = cache->pool->coming;
+  cache->pool->coming = pyr_max(coming, count * changed);
+  for (int64_t i = 0; i < count * changed && status == PYR_OK; i++) {
     pyr_page *old = lanes[i / changed].pages[skip + i % changed];
-    pyr_status status = old->refs > 1 ? pyr_page_new(cache->pool, old->kind, &fresh[i]) : PYR_OK;
-    if (status != PYR_OK) return status;
+    if (old->refs > 1) status = pyr_page_new(cache->pool, old->kind, &fresh[i]);
     data[i] = fresh[i] ? fresh[i]->data : old->data;
   }
-  return PYR_OK;
+  cache->pool->coming = coming;
+  return status;
 }
 
 /* Destinations are views of the changed pages alone: row 0 of views[i] is row `offset` of its
@@ -582,9 +626,10 @@ static int kind_at(const pyr_cache *cache, const pyr_lane *lane, int64_t at, int
 pyr_status pyr_lane_remake(pyr_cache *cache, const pyr_lane *lane, int64_t skip, int64_t rows,
                            pyr_lane *out) {
   pyr_backend *be = cache->pool->be;
-  int64_t count = pages_for(rows);
+  int64_t count = pages_for(rows), coming = cache->pool->coming;
   size_t used = (size_t)(skip * PYR_PAGE_ROWS) * sizeof(int32_t);
   *out = (pyr_lane){ 0 };
+  cache->pool->coming = pyr_max(coming, count - skip);
   pyr_status status = table_grow(cache, out, count);
   for (int64_t p = 0; p < count && status == PYR_OK; p++) {
     pyr_page *page = p < skip ? lane->pages[p] : NULL;
@@ -599,6 +644,7 @@ pyr_status pyr_lane_remake(pyr_cache *cache, const pyr_lane *lane, int64_t skip,
   if (status == PYR_OK && used && lane->history)
     status = be->copy(be, out->history, lane->history, used);
   out->rows = rows;
+  cache->pool->coming = coming;
   if (status != PYR_OK) pyr_lane_free(cache, out);
   return status;
 }
@@ -968,6 +1014,8 @@ size_t pyr_cache_bytes(const pyr_cache *cache) {
   return bytes;
 }
 
+size_t pyr_cache_workspace(const pyr_cache *cache) { return cache->pool->workspace_bytes; }
+
 /* Counted from rows, not from what is held: a lane of 70 rows takes 3 pages and 96 entries
  * beside them. */
 size_t pyr_cache_layer_bytes(const pyr_cache *cache, int layer) {
@@ -1008,11 +1056,11 @@ double pyr_cache_reading(const pyr_cache *cache) {
 pyr_measure pyr_cache_measure(const pyr_cache *cache) {
   pyr_measure m = { { 0 }, { 0 } };
   for (const pyr_cache *at = cache; at; at = at->below) {
-    size_t bytes = 0, page = at->pool->place ? 0 : 1;
+    size_t bytes = 0;
     for (int64_t i = 0; i < pyr_cache_lane_count(at); i++) {
       const pyr_lane *lane = &at->lane_list[i];
       int64_t pages = pages_for(pyr_cache_lane_rows(at, i));
-      bytes += page * bytes_of_pages(at, lane, pages)
+      bytes += (at->pool->place ? (size_t)pages * PYR_PAGE_BESIDE : bytes_of_pages(at, lane, pages))
           + bytes_beside(pages * PYR_PAGE_ROWS, lane->history != NULL, lane->wide)
           + pyr_digests_bytes(at->pool, &lane->digests);
       if (lane->frame) bytes += pyr_frame_bytes(lane->frame->head_dim);

@@ -190,6 +190,9 @@ pyr_measure pyr_cache_measure(const pyr_cache *cache);
  * or nothing. Bounded by the pages that are new and one that is copied, however long the lane
  * is; what lies beside the rows moves only when its room is used up. */
 pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history);
+/* A call that gives each lane `more` rows is at `layer` of the cache: slabs are made as large as
+ * what it will want next. */
+void pyr_cache_expect(pyr_cache *cache, int layer, int64_t more);
 /* Who goes over all lanes is at lane `at` of lane_list: what the next ones will need of memory is
  * asked for. */
 void pyr_lanes_expect(const pyr_cache *cache, int64_t at);
@@ -224,6 +227,11 @@ void pyr_cache_slide(pyr_cache *cache);
  * is. Within the reserved rows. */
 void pyr_cache_pack_layer(pyr_cache *cache, int layer);
 void pyr_cache_pack(pyr_cache *cache);
+/* tidy.c: gives back memory that rows have left in all tiers, by moving pages together; of several
+ * caches of one pool at once. Cannot fail. Nothing is held that goes back to what was: an undo or a
+ * snapshot keeps its pages where they are. */
+void pyr_cache_tidy(pyr_cache *cache);
+void pyr_caches_tidy(pyr_cache *const *caches, int count);
 /* Learns the lane's frame from rows [begin, end) of its own, or the first of them. Whether it is
  * there: already, or now; not where rows are few, or memory is short. */
 bool pyr_lane_learn(pyr_cache *cache, pyr_lane *lane, int64_t begin, int64_t end);

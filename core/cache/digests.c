@@ -43,7 +43,8 @@ static pyr_status move_to(pyr_pool *pool, pyr_digests *d, int64_t room) {
   return PYR_OK;
 }
 
-/* As lanes grow by half, so do these: 8, 12, 18, … pages. The pool is charged first, for the pages
+/* As lanes grow, so do these: on a device by half, 8, 12, 18, … pages, else by a sixteenth, or one.
+ * The pool is charged first, for the pages
  * alone, so that the count does not depend on how a lane came to its length. Of another kind than
  * the policy had before, all begin anew. */
 pyr_status pyr_digests_reserve(pyr_pool *pool, pyr_digests *d, pyr_digest by, int64_t rows) {
@@ -54,7 +55,8 @@ pyr_status pyr_digests_reserve(pyr_pool *pool, pyr_digests *d, pyr_digest by, in
   PYR_TRY(pyr_pool_charge(pool, before, bytes_of(pool, by, pages)));
   d->by = by;
   if (pages > d->room) {
-    int64_t room = pyr_max(pages, pyr_max(8, d->room + d->room / 2));
+    int64_t room = pool->be->own_memory ? pyr_max(pages, pyr_max(8, d->room + d->room / 2))
+        : pages + pages / 16;
     pyr_status status = move_to(pool, d, room);
     if (status != PYR_OK && room > pages) status = move_to(pool, d, pages);   /* just that */
     if (status != PYR_OK) {
@@ -66,8 +68,8 @@ pyr_status pyr_digests_reserve(pyr_pool *pool, pyr_digests *d, pyr_digest by, in
   return PYR_OK;
 }
 
-/* After rows have gone: what counts as held shrinks with them, and the block once it is twice as
- * large as that; if there is no memory for a smaller one, it stays. */
+/* After rows have gone: what counts as held shrinks with them, and the block once it is a quarter
+ * larger than that; if there is no memory for a smaller one, it stays. */
 void pyr_digests_trim(pyr_pool *pool, pyr_digests *d, int64_t rows) {
   int64_t pages = rows / PYR_PAGE_ROWS;
   pyr_digests_stale(d, rows);
@@ -79,7 +81,7 @@ void pyr_digests_trim(pyr_pool *pool, pyr_digests *d, int64_t rows) {
   (void)pyr_pool_charge(pool, bytes_of(pool, d->by, d->held),
                         bytes_of(pool, d->by, pages));
   d->held = pages;
-  if (d->room > 2 * pages) (void)move_to(pool, d, pages);
+  if (d->room > pages + pages / 4) (void)move_to(pool, d, pages);
 }
 
 /* The first `pages` pages leave; those behind are as they were. Pieces do not overlap where they

@@ -129,7 +129,10 @@ static pyr_status pack_pairs(pyr_cache *cache, const pair *pairs, int64_t count,
 static void pack_all(pyr_cache *cache, pair *pairs, int64_t count, pyr_lane_view *views,
                      int32_t *idx) {
   pyr_status status = PYR_OK;
+  int64_t coming = cache->pool->coming;
+  cache->pool->coming = pyr_max(coming, count);
   for (int64_t i = 0; i < count && status == PYR_OK; i++) status = take_page(cache, &pairs[i]);
+  cache->pool->coming = coming;
   if (status == PYR_OK) status = pack_pairs(cache, pairs, count, views, idx);
   for (int64_t i = 0; i < count; i++) {
     pyr_lane *lane = pairs[i].lane;

@@ -103,56 +103,68 @@ static pyr_status check_one(const pyr_pool *pool, size_t bytes) {
 }
 
 /* A tier's own limit, and that of all tiers; what lies in a file is not memory. */
-static pyr_status check_budget(const pyr_pool *pool, size_t bytes, bool memory) {
+static pyr_status check_budget(const pyr_pool *pool, size_t bytes) {
   const pyr_pool *top = pool->top ? pool->top : pool;
   if (top->lifted) return PYR_OK;
   pyr_status status = check_one(pool, bytes);
-  return status == PYR_OK && pool->top && memory ? check_one(top, bytes) : status;
+  return status == PYR_OK && pool->top ? check_one(top, bytes) : status;
 }
 
 /* Three tiers, the last in a file: of 60,000 hot, 30,000 warm and 200,000 cold bytes of pages,
  * 90,000 are of the budget, and `held` is 90,000, 30,000 and 200,000. */
-static void hold(pyr_pool *pool, size_t less, size_t more, bool memory) {
+static void hold(pyr_pool *pool, size_t less, size_t more) {
   pool->held = pool->held - less + more;
-  if (pool->top && memory) pool->top->held = pool->top->held - less + more;
+  if (pool->top) pool->top->held = pool->top->held - less + more;
 }
 
 pyr_status pyr_pool_charge(pyr_pool *pool, size_t before, size_t bytes) {
-  pyr_status status = bytes > before ? check_budget(pool, bytes - before, true) : PYR_OK;
-  if (status == PYR_OK) hold(pool, before, bytes, true);
+  pyr_status status = bytes > before ? check_budget(pool, bytes - before) : PYR_OK;
+  if (status == PYR_OK) hold(pool, before, bytes);
   return status;
 }
 
+/* Of a page: what describes it is in memory, wherever the page lies. */
+static void hold_page(pyr_pool *pool, int kind, bool more) {
+  size_t bytes = pool->page_bytes[kind], memory = PYR_PAGE_BESIDE + (pool->place ? 0 : bytes);
+  size_t own = bytes + PYR_PAGE_BESIDE;
+  pool->held = more ? pool->held + own : pool->held - own;
+  if (pool->top) pool->top->held = more ? pool->top->held + memory : pool->top->held - memory;
+  pool->pages[kind] += more ? 1 : -1;
+}
+
 void pyr_pool_recount(pyr_pool *pool, size_t before, size_t bytes) {
-  hold(pool, before, bytes, true);
+  hold(pool, before, bytes);
 }
 
 /* ---- pages ----------------------------------------------------------------------------------- */
 
 /* A slab of 16 pages, of which 3 are in use:
  *
- *     block   |pad|[0][1][2][3] ... [15]        pages begin at a multiple of 4096
+ *     block   |pad|[0][1][2][3] ... [15]        of a large slab, pages begin at a multiple of 4096
  *     pages     0 1 2 in use: refs >= 1
  *     free      3 -> 4 -> ... -> 15             linked through `next`, the lowest first
  *     used 3    the slab is listed in pool->open[kind], as it has free pages
  *
- * Invariants: a slab is listed while, and only while, it has a free page; used + free pages =
- * count; a slab of which none is used is gone. */
+ * Invariants: a slab is listed while, and only while, it has a free page, in pool->leaving while it
+ * is being emptied; used + free pages = count; a slab of which none is used is gone. */
 struct pyr_slab {
   pyr_slab *before, *after;      /* in the pool's list, while it has free pages */
   void *block;                   /* backend memory */
   size_t bytes;
   pyr_page *free;
   int kind;
+  bool leaving;
   int64_t used, count;
   pyr_page pages[];
 };
 
 enum {
-  ALIGN = 4096,                  /* of the first page of a slab */
-  SLAB_PAGES = 16,               /* at least, */
-  SLAB_PART = 8,                 /* … else this part of the pages in use, */
+  ALIGN = 4096,                  /* of the first page of a slab, … */
+  ALIGN_PART = 128,              /* … if that is at most this part of it */
+  SLAB_PART = 128,               /* as large as is wanted, or this part of the pages in use, … */
   SLAB_BYTES = 2 << 20,          /* … and so many bytes at most: a large page of the system's */
+  SPARE_PART = 128,              /* of what is held: more than that in free pages is tidied up, … */
+  LEFT_PART = 512,               /* … to less than this, of each kind */
 };
 
 enum { FILE_PAGES = 16 };        /* plain ones of a slab in a file: extents are of one size */
@@ -172,14 +184,16 @@ static int64_t slab_pages(const pyr_pool *pool, int kind) {
   return pool->place ? file_pages(pool, kind) : 1;
 }
 #else
-/* Of pages of 8192 bytes, at most 2 MiB / 8192 = 256: with none in use 16 are taken at once,
- * with 400 in use 400 / 8 = 50, from 2,048 on 256. What is taken and not used is so an eighth of
- * what is held, or 16 pages, at most. A page larger than 2 MiB is alone. */
+/* Of pages of 8192 bytes, at most 2 MiB / 8192 = 256. A prompt of 2,000 tokens that is read into 3
+ * lanes of 30 layers wants 189 for a layer and as many for the next: 256 are taken. Once 5,670
+ * pages are in use a step that wants 90 more takes 5,670 / 128 = 44 at a time. What is taken and
+ * not used is so a hundredth of what is held, at most. A page larger than 2 MiB is alone. */
 static int64_t slab_pages(const pyr_pool *pool, int kind) {
   if (pool->place) return file_pages(pool, kind);
   int64_t most = (int64_t)(SLAB_BYTES / pool->page_bytes[kind]),
       wanted = pool->pages[kind] / SLAB_PART;
-  if (wanted < SLAB_PAGES) wanted = SLAB_PAGES;
+  if (wanted < pool->coming) wanted = pool->coming;
+  if (wanted < 1) wanted = 1;
   return wanted < most ? wanted : most > 1 ? most : 1;
 }
 #endif
@@ -188,18 +202,23 @@ static size_t slab_bytes(int64_t count) {
   return sizeof(pyr_slab) + (size_t)count * sizeof(pyr_page);
 }
 
+static pyr_slab **list_of(pyr_pool *pool, const pyr_slab *slab) {
+  return slab->leaving ? &pool->leaving : &pool->open[slab->kind];
+}
+
 /* At the front: the slab that last got a page back is used up first, and the others may run
  * empty and go. */
 static void list_slab(pyr_pool *pool, pyr_slab *slab) {
+  pyr_slab **list = list_of(pool, slab);
   slab->before = NULL;
-  slab->after = pool->open[slab->kind];
+  slab->after = *list;
   if (slab->after) slab->after->before = slab;
-  pool->open[slab->kind] = slab;
+  *list = slab;
 }
 
 static void unlist_slab(pyr_pool *pool, pyr_slab *slab) {
   if (slab->before) slab->before->after = slab->after;
-  else pool->open[slab->kind] = slab->after;
+  else *list_of(pool, slab) = slab->after;
   if (slab->after) slab->after->before = slab->before;
 }
 
@@ -215,11 +234,15 @@ static void block_free(pyr_pool *pool, void *block, size_t bytes) {
   else pool->be->release(pool->be, block, bytes);
 }
 
-/* A slab of `count` pages. A page that is alone is not aligned: 4096 bytes would be lost for each.
- * The host's part and the block come together, or neither. */
+/* What makes room for the pages to begin at a multiple of 4096: nothing of 16 pages of 8,192 bytes,
+ * where it would be a 32nd, and 4,096 of 64 of them. */
+static size_t pad_bytes(size_t bytes) { return bytes / ALIGN >= ALIGN_PART ? ALIGN : 0; }
+
+/* A slab of `count` pages. The host's part and the block come together, or neither. */
 static pyr_status slab_new(pyr_pool *pool, int kind, int64_t count, pyr_slab **out) {
-  size_t bytes = (size_t)count * pool->page_bytes[kind] + (count > 1 ? ALIGN : 0);
+  size_t bytes = (size_t)count * pool->page_bytes[kind], pad = pad_bytes(bytes);
   void *block = NULL;
+  if (!pool->place) bytes += pad;
   PYR_TRY(block_new(pool, bytes, &block));
   pyr_slab *slab = pyr_alloc(pool->rt, slab_bytes(count));
   if (!slab) {
@@ -227,20 +250,22 @@ static pyr_status slab_new(pyr_pool *pool, int kind, int64_t count, pyr_slab **o
     return pyr_nomem(pool->rt, slab_bytes(count), "the cache");
   }
   *slab = (pyr_slab){ .block = block, .bytes = bytes, .kind = kind, .count = count };
-  char *data = (char *)block + (count > 1 ? (ALIGN - (uintptr_t)block % ALIGN) % ALIGN : 0);
+  char *data = (char *)block + (pad ? (ALIGN - (uintptr_t)block % ALIGN) % ALIGN : 0);
   for (int64_t i = count - 1; i >= 0; i--) {
     slab->pages[i] = (pyr_page){ .data = data + (size_t)i * pool->page_bytes[kind], .slab = slab,
                                  .kind = kind, .next = slab->free };
     slab->free = &slab->pages[i];
   }
   list_slab(pool, slab);
+  pool->spare[kind] += count;
   *out = slab;
   return PYR_OK;
 }
 
 /* The budget is asked first, and counts the page, not the slab. */
 pyr_status pyr_page_new(pyr_pool *pool, int kind, pyr_page **out) {
-  pyr_status status = check_budget(pool, pool->page_bytes[kind], !pool->place);
+  size_t bytes = PYR_PAGE_BESIDE + (pool->place ? 0 : pool->page_bytes[kind]);
+  pyr_status status = check_budget(pool, bytes);
   return status == PYR_OK ? pyr_page_replacement(pool, kind, out) : status;
 }
 
@@ -257,8 +282,9 @@ pyr_status pyr_page_replacement(pyr_pool *pool, int kind, pyr_page **out) {
   slab->free = page->next;
   if (!slab->free) unlist_slab(pool, slab);
   slab->used++;
-  pool->pages[kind]++;
-  hold(pool, 0, pool->page_bytes[kind], !pool->place);
+  pool->spare[kind]--;
+  if (pool->coming > 0) pool->coming--;
+  hold_page(pool, kind, true);
   page->refs = 1;
   *out = page;
   return PYR_OK;
@@ -271,10 +297,11 @@ void pyr_page_retain(pyr_page *page) { page->refs++; }
 void pyr_page_free(pyr_pool *pool, pyr_page *page) {
   if (page == NULL || --page->refs > 0) return;
   pyr_slab *slab = page->slab;
-  pool->pages[slab->kind]--;
-  hold(pool, pool->page_bytes[slab->kind], 0, !pool->place);
+  hold_page(pool, slab->kind, false);
+  pool->spare[slab->kind]++;
   if (--slab->used == 0) {
     if (slab->free) unlist_slab(pool, slab);
+    pool->spare[slab->kind] -= slab->count;
     block_free(pool, slab->block, slab->bytes);
     pyr_release(pool->rt, slab, slab_bytes(slab->count));
     return;
@@ -283,6 +310,63 @@ void pyr_page_free(pyr_pool *pool, pyr_page *page) {
   page->next = slab->free;
   slab->free = page;
 }
+
+/* ---- emptying slabs -------------------------------------------------------------------------- */
+
+static size_t spare_bytes(const pyr_pool *pool) {
+  size_t bytes = 0;
+  for (int kind = 0; kind < PYR_PAGE_KINDS; kind++)
+    bytes += (size_t)pool->spare[kind] * pool->page_bytes[kind];
+  return bytes;
+}
+
+/* The part of its pages that a slab uses: of 3 of 16 and 20 of 256 the second is less. */
+static double fullness(const pyr_slab *slab) { return (double)slab->used / (double)slab->count; }
+
+/* Until few free pages stay. Each turn takes the emptiest slab that is open, looking at all of
+ * them: 30 slabs of 256 pages hold 60 MB. Invariant: `spare` pages are free in slabs that stay,
+ * and `used` ones lie in those that leave; what does not fit gets a slab of its own, as large. */
+bool pyr_pool_thin(pyr_pool *pool, int kind) {
+  int64_t left = (int64_t)(pool->held / LEFT_PART / pool->page_bytes[kind]);
+  int64_t spare = pool->spare[kind], used = 0;
+  while (spare - used > left) {
+    pyr_slab *least = pool->open[kind];
+    for (pyr_slab *slab = least; slab; slab = slab->after)
+      if (fullness(slab) < fullness(least)) least = slab;
+    if (!least) break;
+    unlist_slab(pool, least);
+    least->leaving = true;
+    list_slab(pool, least);
+    spare -= least->count - least->used;
+    used += least->used;
+  }
+  pool->coming = used > spare ? used - spare : 0;
+  return used > 0;
+}
+
+/* Where others hold what lies in half-empty slabs a try is of no use, until there is more. */
+bool pyr_pool_gaping(pyr_pool *pool) {
+  size_t spare = spare_bytes(pool);
+  if (pool->place || pool->be->own_memory) return false;
+  if (spare <= pool->held / SPARE_PART) pool->stuck = 0;
+  return spare > pool->held / SPARE_PART && spare > pool->stuck + pool->stuck / 4;
+}
+
+bool pyr_page_leaves(const pyr_page *page) { return page->slab->leaving; }
+
+/* What could not be emptied serves on. */
+void pyr_pool_thinned(pyr_pool *pool) {
+  while (pool->leaving) {
+    pyr_slab *slab = pool->leaving;
+    unlist_slab(pool, slab);
+    slab->leaving = false;
+    list_slab(pool, slab);
+  }
+  pool->coming = 0;
+  pool->stuck = spare_bytes(pool) > pool->held / SPARE_PART ? spare_bytes(pool) : 0;
+}
+
+/* ---- the workspace --------------------------------------------------------------------------- */
 
 /* It never shrinks, and the old block serves on if a larger one cannot be had. One step at a
  * time uses it: steps of one pool follow each other. */

@@ -35,6 +35,9 @@ typedef struct pyr_page {
 /* Wide: with K as it came (op_args.h). A kind is the sum of what is true of it. */
 enum { PYR_PAGE_PLAIN, PYR_PAGE_WIDE, PYR_PAGE_PACKED, PYR_PAGE_PACKED_WIDE, PYR_PAGE_KINDS };
 
+/* What describes a page counts with it: this struct, and its entries in a lane's table. */
+enum { PYR_PAGE_BESIDE = 48 };
+
 struct pyr_pool {
   int32_t refs;
   pyr_model *model;        /* retained */
@@ -45,7 +48,12 @@ struct pyr_pool {
   size_t budget;           /* 0: none */
   size_t held;             /* pages in use and bookkeeping, each shared page once */
   pyr_slab *open[PYR_PAGE_KINDS];   /* slabs that have free pages: the first is used up first */
-  int64_t pages[PYR_PAGE_KINDS];    /* in use */
+  pyr_slab *leaving;       /* slabs that are being emptied: no page is taken from them (tidy.c) */
+  int64_t pages[PYR_PAGE_KINDS];    /* in use, … */
+  int64_t spare[PYR_PAGE_KINDS];    /* … and free, of slabs that are there */
+  int64_t coming;          /* pages that the call that is running will want: slabs are as large */
+  size_t stuck;            /* bytes of spare pages that the last try to empty slabs left, as others
+                              have what lies beside them; 0: it left few */
   void *workspace;         /* of decode steps, kept between them; backend memory */
   size_t workspace_bytes;
 
@@ -71,13 +79,23 @@ static inline const char *pyr_tier_text(pyr_tier tier) {
 pyr_pool *pyr_pool_retain(pyr_pool *pool);
 
 /* A fresh page with one reference, contents undefined. PYR_BUDGET or PYR_MEMORY. Plain pages of
- * a lane's rows 0 to 31 take page_bytes[PYR_PAGE_PLAIN] of the budget, whoever shares them
- * later. */
+ * a lane's rows 0 to 31 take page_bytes[PYR_PAGE_PLAIN] + PYR_PAGE_BESIDE of the budget, whoever
+ * shares them later. */
 pyr_status pyr_page_new(pyr_pool *pool, int kind, pyr_page **out);
 /* The same whatever the budget says, for a page that takes the place of a larger one at once. */
 pyr_status pyr_page_replacement(pyr_pool *pool, int kind, pyr_page **out);
 void pyr_page_retain(pyr_page *page);
 void pyr_page_free(pyr_pool *pool, pyr_page *page);  /* drops one reference; NULL is legal */
+
+/* Whether free pages are more than a hundredth of what is held. Then picks slabs of a kind to be
+ * emptied, the emptiest ones: whether there are any. Until pyr_pool_thinned no page comes from
+ * them, and a page in one of them is best replaced (pyr_page_replacement) by its holder. Of slabs
+ * with 16, 12, 3 and 1 of 16 pages in use the last two leave: their 4 fit where the second has
+ * room. */
+bool pyr_pool_gaping(pyr_pool *pool);
+bool pyr_pool_thin(pyr_pool *pool, int kind);
+bool pyr_page_leaves(const pyr_page *page);
+void pyr_pool_thinned(pyr_pool *pool);
 
 /* Bookkeeping of a lane grows or shrinks to so many bytes. PYR_BUDGET: nothing has changed; never
  * for less than there was. A lane whose bookkeeping grows from 64 to 96 rows, without a history,

@@ -357,10 +357,11 @@ static pyr_status sink_tiers(pyr_cache *cache, size_t wanted, const pyr_measure 
 }
 
 /* In whole pages and one more, as rows that are there may end in the middle of one, with what lies
- * beside them. Of 90 lanes of 64 values in f16 and 500 tokens: 90 * 16 * (8,192 + 256), 12 MB. A
+ * beside them. Of 90 lanes of 64 values in f16 and 500 tokens: 90 * 16 * (8,192 + 304), 12 MB. A
  * plan may want less, and then more goes down than had to. */
 static size_t bytes_of_rows(const pyr_cache *cache, int64_t rows) {
-  size_t page = cache->pool->page_bytes[PYR_PAGE_PLAIN] + PYR_PAGE_ROWS * 2 * sizeof(int32_t);
+  size_t page = cache->pool->page_bytes[PYR_PAGE_PLAIN] + PYR_PAGE_BESIDE
+      + PYR_PAGE_ROWS * 2 * sizeof(int32_t);
   return (size_t)pyr_cache_lane_count(cache) * (size_t)(rows / PYR_PAGE_ROWS + 1) * page;
 }
 
@@ -386,6 +387,7 @@ pyr_status pyr_tiers_relieve(pyr_cache *cache, int64_t rows, size_t *freed) {
   if (status == PYR_OK) status = pyr_cache_level(cache);   /* short lanes give fewer rows */
   pyr_ranks_leave(rt);
   if (status == PYR_OK && most > 0) pyr_cache_rows_changed(cache);
+  if (status == PYR_OK) pyr_cache_tidy(cache);
   if (status == PYR_OK) *freed = (size_t)most;
   return status;
 }

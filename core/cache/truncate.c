@@ -122,6 +122,7 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
   if (status == PYR_OK && tried) status = pyr_trial_put_back(cache, n);
   if (status == PYR_OK) {
     pyr_cache_rows_changed(cache);
+    pyr_cache_tidy(cache);
     cache->tokens = n;
     cache->prompt = pyr_min(cache->prompt, n);
     for (pyr_cache *at = cache->below; at; at = at->below) at->evicted = 0;

@@ -78,6 +78,7 @@ static pyr_status prefill_reserve(pyr_prefill *p, int layer) {
   pyr_cache *cache = p->cache;
   bool history = pyr_trigger_tracks(&p->plan.trigger);
   if (cache->undo) PYR_TRY(pyr_undo_layer(cache->undo, layer));
+  pyr_cache_expect(cache, layer, p->alive);
   for (int head = 0; head < cache->heads; head++) {
     pyr_lane *lane = pyr_cache_lane(cache, layer, head);
     PYR_TRY(pyr_lane_reserve(cache, lane, p->alive, history));
@@ -421,6 +422,7 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
   if (s == PYR_OK) s = prefill_layers(&p, logits);
   pyr_layer_plans_free(&p.plan, cache);
   be->release(be, block.block, block.used);
+  cache->pool->coming = 0;
   if (s == PYR_OK) s = prefill_prepared(&p);
   if (s == PYR_OK) s = pyr_progress(rt, p.total, p.total);
   s = pyr_ranks_end(rt, s);
@@ -435,6 +437,7 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
     pyr_undo_keep(undo);
     pyr_cache_slide(cache);
     pyr_cache_pack(cache);
+    pyr_cache_tidy(cache);
     s = pyr_cache_level(cache);
   } else if (undo) {
     pyr_undo_restore(undo);

@@ -483,6 +483,7 @@ static pyr_status step_once(pyr_cache *const *caches, const int32_t *ids, int co
     /* rows go where plans ran, and where windows slide */
     if (d.due_count > 0 || pool->model->slides) s = pyr_cache_level(caches[i]);
   }
+  if (s == PYR_OK) pyr_caches_tidy(caches, count);
   if (s == PYR_OK && samplers)
     s = pyr_sample_batch_pick(&d.samples, pool->be, samplers, d.f.logits, vocab, count, picks);
   pyr_release(pool->rt, host.block, host.used);

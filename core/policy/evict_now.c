@@ -120,6 +120,7 @@ pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy) {
   if (borrowed) pyr_ids_forget_worth(cache->pool, cache->ids);
   status = pyr_ranks_end(cache->pool->rt, status);
   if (status == PYR_OK) pyr_cache_rows_changed(cache);
+  if (status == PYR_OK) pyr_cache_tidy(cache);
   if (status == PYR_OK) cache->uneven = true, status = pyr_cache_level(cache);
   return status;
 }

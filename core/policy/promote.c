@@ -197,6 +197,7 @@ static pyr_status promote_some(promotion *p, int depth, int64_t longest) {
   if (longest == 0) return PYR_OK;
   PYR_TRY(promote(p, depth, longest));
   pyr_cache_rows_changed(cache);
+  pyr_cache_tidy(cache);
   return pyr_cache_level(cache);           /* unequal lanes get unequal numbers of rows */
 }
 

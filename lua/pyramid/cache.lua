@@ -35,7 +35,11 @@ local cache = {}
 ---  in all tiers or in one: vector[i] is of position i - 1, 0 where none does and 1 where all do.
 ---  With `bin`, the mean of each so many tokens, the last of what is left
 ---@field bytes fun(self: pyramid.Cache, tier?: pyramid.TierName): integer
----  pages and bookkeeping held in all tiers, those in files too, or in one
+---  pages and bookkeeping held in all tiers, those in files too, or in one. What the process holds
+---  for it is a hundredth or two more, and, once it steps, its workspace; forks share pages, and
+---  each counts them
+---@field workspace fun(self: pyramid.Cache): integer
+---  bytes that steps of the cache and its forks work in; kept between steps, and in no budget
 ---@field fraction fun(self: pyramid.Cache): number
 ---  rows held in all tiers of those a full cache would hold
 ---@field has_tier fun(self: pyramid.Cache, tier: pyramid.TierName): boolean   "hot" always

@@ -26,6 +26,7 @@ local function expected_bytes(model, cache, dtype, tracked)
     for head = 1, config.kv_heads do
       local pages = (cache:rows(layer, head) + PAGE_ROWS - 1) // PAGE_ROWS
       bytes = bytes + pages * (page + PAGE_ROWS * (tracked and 8 or 4))
+        + helper.lane_beside(pages, tracked and 2 or 1)
     end
   end
   return bytes
@@ -148,7 +149,7 @@ describe("cache", function()
     assert(batch:step())
     local before = batch:bytes()
     local fork <close> = assert(handle:fork())
-    local bookkeeping = 96 * 4 * model.config.layers * model.config.kv_heads
+    local bookkeeping = (96 * 4 + 256) * model.config.layers * model.config.kv_heads
     assert.equal(before + bookkeeping, batch:bytes())
     assert(fork:step(1))
     assert.is_true(batch:bytes() > before + bookkeeping)

@@ -23,7 +23,8 @@ local frame_bytes = 24 + 20 * D
 local function lane_bytes(rows, k, v)
   local pages = (rows + PAGE - 1) // PAGE
   local packed = rows > 3 * PAGE and pages - 2 or 0
-  return pages * PAGE * 4 + frame_bytes + (pages - packed) * PAGE * 2 * 2 * D
+  return pages * PAGE * 4 + helper.lane_beside(pages) + frame_bytes
+    + (pages - packed) * PAGE * 2 * 2 * D
     + packed * (PAGE * (row_bytes[k][1] + row_bytes[v][2]) + 8)
 end
 

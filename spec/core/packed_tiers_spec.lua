@@ -202,7 +202,7 @@ describe("tiers of every dtype", function()
               local pages = (rows + PAGE - 1) // PAGE
               local page = rows >= 64 and PAGE * (row[dtype][1] + row[dtype][2]) + 8
                 or PAGE * 2 * 2 * D
-              sum = sum + pages * (page + PAGE * 4) + 24 + 20 * D
+              sum = sum + pages * (page + PAGE * 4) + helper.lane_beside(pages) + 24 + 20 * D
             end
           end
           assert.equal(sum, cache:bytes "cold")

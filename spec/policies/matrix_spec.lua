@@ -134,6 +134,7 @@ local function observer(cache, model, p, dtype, n)
       local rows = cache:rows(layer, head)
       pages, held = pages + (rows + page_rows - 1) // page_rows, held + rows
       beside = beside + rows // page_rows * digests[layer]
+        + helper.lane_beside((rows + page_rows - 1) // page_rows, row_bytes // 4)
     end)
     local lanes = config.layers * config.kv_heads
     assert.equal(tokens, cache:tokens(), what)
