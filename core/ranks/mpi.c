@@ -8,6 +8,8 @@
  *     PYRAMID_RANKS_CUT    seconds without a sign of another host after which it is given up (10)
  *     PYRAMID_RANKS_WAIT   seconds without an answer of a process that is there (600)
  *
+ * of rank 0's environment, and whole ones.
+ *
  * MPI is started here unless the host has, and ended by who started it. A process cannot start it
  * twice, so it stays until the process ends; a run whose ranks all come to the end meets there, one
  * that comes alone does not wait: MPI_Finalize would, for processes that will never come. */
@@ -15,7 +17,6 @@
 #include "ranks/pulse.h"
 
 #include <errno.h>
-#include <math.h>
 #include <mpi.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -38,16 +39,22 @@ enum { TAG = 7, LOOK = 200, SPIN = 200, CLOSE_SECONDS = 3 };
 /* Where a rank runs, and is met. Names alone may be those of many hosts ("localhost"), and
  * processes of containers of one host may not see each other: what tells them apart is the kernel's
  * start and the room of process numbers. */
-typedef struct home { char host[200], room[120]; int64_t process; pyr_pulse_card card; } home;
+typedef struct home {
+  char host[200], room[120];
+  int64_t process, wait, cut;  /* rank 0's seconds are everybody's */
+  char fault[120];             /* what is wrong with the rank's environment; "": nothing */
+} home;
 
 typedef struct mpi_state {
   MPI_Comm comm;
   int rank, size;
   bool owner;                  /* this started MPI */
-  double wait;                 /* PYRAMID_RANKS_WAIT */
+  double wait, cut;            /* PYRAMID_RANKS_WAIT, PYRAMID_RANKS_CUT */
   double spin;                 /* seconds before a wait sleeps */
   pyr_pulse *pulse;            /* NULL: other hosts are not watched */
   home homes[PYR_RANKS_MAX];
+  pyr_pulse_card cards[PYR_RANKS_MAX];
+  uint8_t held[PYR_RANKS_MAX][PYR_RANKS_MAX];        /* [i][j]: i has a connection with j */
   MPI_Request requests[2 * PYR_RANKS_MAX];
   size_t expected[2 * PYR_RANKS_MAX];
   int from[2 * PYR_RANKS_MAX];  /* whom a request is with */
@@ -80,24 +87,54 @@ static bool is_near(const mpi_state *s, int rank) {
   return strcmp(a->host, b->host) == 0 && strcmp(a->room, b->room) == 0;
 }
 
-/* How it is with a rank, as the end of a sentence; *gone: there is nothing to wait for. */
-static const char *look_at(const mpi_state *s, int rank, bool *gone) {
-  const char *says = "has not answered";
-  *gone = false;
+/* How it is with a rank, as the end of a sentence. A way that was cut while nothing was waited for
+ * may be another than MPI's, or stand again: it counts once a wait has lasted as long. */
+typedef struct condition { const char *says; enum { THERE, ENDED, CUT } what; } condition;
+
+static condition look_at(const mpi_state *s, int rank, double waited) {
   if (is_near(s, rank)) {
     char state = process_state((pid_t)s->homes[rank].process);
-    if (state == 'T' || state == 't') says = "is stopped, and has not answered";
-    *gone = state == 0 || state == 'Z';
-    return *gone ? "has ended" : says;
+    if (state == 0 || state == 'Z') return (condition){ "has ended", ENDED };
+    if (state == 'T' || state == 't')
+      return (condition){ "is stopped, and has not answered", THERE };
+    return (condition){ "has not answered", THERE };
   }
   switch (pyr_pulse_look(s->pulse, rank)) {
-    case PYR_PULSE_THERE: return "is there, but has not answered";
-    case PYR_PULSE_UNWATCHED: return says;
-    case PYR_PULSE_ENDED: *gone = true; return "has ended";
-    case PYR_PULSE_CUT: *gone = true; return "cannot be reached any more: its host or the "
-        "network between has gone";
+    case PYR_PULSE_THERE: return (condition){ "is there, but has not answered", THERE };
+    case PYR_PULSE_ENDED: return (condition){ "has ended", ENDED };
+    case PYR_PULSE_CUT:
+      if (waited < s->cut) break;
+      return (condition){ "cannot be reached any more: its host or the network between has gone",
+                          CUT };
+    case PYR_PULSE_UNWATCHED: break;
   }
-  return says;
+  return (condition){ "has not answered", THERE };
+}
+
+/* Whom something is waited for from is looked at; who has delivered may go. -1: one of them has
+ * gone, or all take too long. Of several that are gone, a host is the reason rather than an end: it
+ * ends others, too. */
+static int look_around(mpi_state *s, int count, double waited, double seconds, char *why,
+                       size_t why_bytes) {
+  int worst = -1;
+  condition how = { "", THERE };
+  for (int i = 0; i < count; i++) {
+    int delivered = 0;
+    if (s->requests[i] == MPI_REQUEST_NULL || s->from[i] == s->rank) continue;
+    MPI_Request_get_status(s->requests[i], &delivered, MPI_STATUS_IGNORE);
+    if (delivered) continue;
+    condition each = look_at(s, s->from[i], waited);
+    if (worst >= 0 && each.what <= how.what) continue;
+    worst = s->from[i], how = each;
+  }
+  if (how.what == THERE && waited <= seconds) return 0;
+  char how_long[48] = "";
+  if (how.what == THERE) snprintf(how_long, sizeof how_long, " for %.0f seconds", seconds);
+  if (worst >= 0)
+    snprintf(why, why_bytes, "rank %d (process %lld on %s) %s%s", worst,
+             (long long)s->homes[worst].process, s->homes[worst].host, how.says, how_long);
+  else snprintf(why, why_bytes, "the other ranks have not answered%s", how_long);
+  return -1;
 }
 
 /* Waits for `count` requests. -1: somebody has gone, or they take longer than anything may. */
@@ -120,21 +157,7 @@ static int wait_all(mpi_state *s, int count, double seconds, char *why, size_t w
     nanosleep(&pause, NULL);
     if (at - looked < 0.2) continue;
     looked = at;
-    for (int i = 0; i < count; i++) {
-      if (s->requests[i] == MPI_REQUEST_NULL || s->from[i] == s->rank) continue;
-      bool gone, late = at - began > seconds;
-      const char *says = look_at(s, s->from[i], &gone);
-      if (!gone && !late) continue;
-      char how_long[48] = "";
-      if (!gone) snprintf(how_long, sizeof how_long, " for %.0f seconds", seconds);
-      snprintf(why, why_bytes, "rank %d (process %lld on %s) %s%s", s->from[i],
-               (long long)s->homes[s->from[i]].process, s->homes[s->from[i]].host, says, how_long);
-      return -1;
-    }
-    if (at - began > seconds) {
-      snprintf(why, why_bytes, "the other ranks have not answered for %.0f seconds", seconds);
-      return -1;
-    }
+    if (look_around(s, count, at - began, seconds, why, why_bytes) != 0) return -1;
   }
   for (int i = 0; i < count; i++) {
     int got = 0;
@@ -216,36 +239,61 @@ static void name_room(char *out, size_t bytes) {
   snprintf(out, bytes, "%s %s", boot, space);
 }
 
-/* What is swapped once all are up: who runs where. Those on other hosts are connected with. */
-static int greet(mpi_state *s, double cut, char *why, size_t why_bytes) {
+/* Whole seconds that the environment names, in digits as no locale writes them otherwise; or
+ * `seconds`, and what is wrong with it. */
+static int64_t read_seconds(const char *name, int64_t seconds, char *fault, size_t fault_bytes) {
+  const char *text = getenv(name), *at = text;
+  if (!text || !*text) return seconds;
+  int64_t value = 0;
+  while (*at >= '0' && *at <= '9' && value <= 86400) value = 10 * value + (*at++ - '0');
+  if (*at == 0 && value >= 1 && value <= 86400) return value;
+  snprintf(fault, fault_bytes, "%s is \"%.40s\", no whole seconds of 1..86400", name, text);
+  return seconds;
+}
+
+/* Connects with those on other hosts. What only one side of two holds (its answer came late) is
+ * closed by it: all know who holds what before anybody looks. Failing alone would leave the others
+ * waiting: who has no network goes on unwatched. */
+static int watch(mpi_state *s, char *why, size_t why_bytes) {
+  uint8_t far[PYR_RANKS_MAX] = { 0 }, held[PYR_RANKS_MAX] = { 0 };
+  pyr_pulse_card mine;
+  const char *failed = "the ranks could not say where they are met";
+  for (int i = 0; i < s->size; i++) far[i] = !is_near(s, i);
+  s->pulse = pyr_pulse_new(s->rank, s->size, s->cut, &mine);
+  int started = MPI_Iallgather(&mine, sizeof mine, MPI_BYTE, s->cards, sizeof mine, MPI_BYTE,
+                               s->comm, &s->requests[0]);
+  if (wait_for_all(s, started, failed, why, why_bytes) != 0) return -1;
+  pyr_pulse_meet(s->pulse, s->cards, far, held);
+  started = MPI_Iallgather(held, sizeof held, MPI_BYTE, s->held, sizeof held, MPI_BYTE, s->comm,
+                           &s->requests[0]);
+  if (wait_for_all(s, started, failed, why, why_bytes) != 0) return -1;
+  for (int i = 0; i < s->size; i++) if (!s->held[i][s->rank]) pyr_pulse_drop(s->pulse, i);
+  return 0;
+}
+
+/* What is swapped once all are up: who runs where, and for how long each would wait. An environment
+ * that is wrong on one rank is refused by all. */
+static int greet(mpi_state *s, char *why, size_t why_bytes) {
   home mine = { .process = getpid() };
-  uint8_t far[PYR_RANKS_MAX] = { 0 };
   if (gethostname(mine.host, sizeof mine.host - 1) != 0) snprintf(mine.host, sizeof mine.host, "?");
   name_room(mine.room, sizeof mine.room);
-  s->pulse = pyr_pulse_new(s->rank, s->size, cut, &mine.card);
+  mine.wait = read_seconds("PYRAMID_RANKS_WAIT", 600, mine.fault, sizeof mine.fault);
+  mine.cut = read_seconds("PYRAMID_RANKS_CUT", 10, mine.fault, sizeof mine.fault);
+  s->wait = (double)mine.wait;
   int started = MPI_Iallgather(&mine, sizeof mine, MPI_BYTE, s->homes, sizeof mine, MPI_BYTE,
                                s->comm, &s->requests[0]);
   if (wait_for_all(s, started, "the ranks could not greet each other", why, why_bytes) != 0)
     return -1;
   int near = 0;
-  for (int i = 0; i < s->size; i++) near += is_near(s, i), far[i] = !is_near(s, i);
+  for (int i = 0; i < s->size; i++) {
+    near += is_near(s, i);
+    if (s->homes[i].fault[0] == 0) continue;
+    snprintf(why, why_bytes, "rank %d: %s", i, s->homes[i].fault);
+    return -1;
+  }
+  s->wait = (double)s->homes[0].wait, s->cut = (double)s->homes[0].cut;
   if (near <= sysconf(_SC_NPROCESSORS_ONLN)) s->spin = 1e-6 * SPIN;
-  pyr_pulse_card *cards = malloc((size_t)s->size * sizeof *cards);
-  for (int i = 0; cards && i < s->size; i++) cards[i] = s->homes[i].card;
-  if (cards) pyr_pulse_meet(s->pulse, cards, far);
-  free(cards);
-  return 0;
-}
-
-/* Seconds that the environment names, or `seconds`. -1 with a message where they are none. */
-static double read_seconds(const char *name, double seconds, char *why, size_t why_bytes) {
-  const char *text = getenv(name);
-  if (!text || !*text) return seconds;
-  char *end;
-  double value = strtod(text, &end);
-  if (*end == 0 && isfinite(value) && value >= 1 && value <= 86400) return value;
-  snprintf(why, why_bytes, "%s is \"%.40s\", no seconds of 1..86400", name, text);
-  return -1;
+  return near < s->size ? watch(s, why, why_bytes) : 0;       /* the same on all ranks */
 }
 
 /* At the process's end, and only where every link was closed by all ranks together: MPI_Finalize
@@ -272,16 +320,13 @@ EXPORT int pyr_link_open(int version, pyr_link *out, char *why, size_t why_bytes
     snprintf(why, why_bytes, "MPI cannot be started in this process");
     return -1;
   }
-  double wait = read_seconds("PYRAMID_RANKS_WAIT", 600, why, why_bytes);
-  double cut = read_seconds("PYRAMID_RANKS_CUT", 10, why, why_bytes);
-  if (wait < 0 || cut < 0) return -1;
   mpi_state *s = calloc(1, sizeof *s);
   if (!s) {
     snprintf(why, why_bytes, "out of memory");
     return -1;
   }
   s->owner = !started;
-  s->wait = wait;
+  s->wait = 600;
   MPI_Comm_rank(MPI_COMM_WORLD, &s->rank);
   MPI_Comm_size(MPI_COMM_WORLD, &s->size);
   int made = MPI_Comm_idup(MPI_COMM_WORLD, &s->comm, &s->requests[0]);
@@ -290,7 +335,7 @@ EXPORT int pyr_link_open(int version, pyr_link *out, char *why, size_t why_bytes
                       PYR_RANKS_MAX);
   if (!fits || wait_for_all(s, made, "MPI has no communicator for this run", why, why_bytes) != 0
       || MPI_Comm_set_errhandler(s->comm, MPI_ERRORS_RETURN) != MPI_SUCCESS
-      || greet(s, cut, why, why_bytes) != 0) {
+      || greet(s, why, why_bytes) != 0) {
     pyr_pulse_free(s->pulse);
     free(s);
     return -1;

@@ -26,15 +26,36 @@
 #include <time.h>
 #include <unistd.h>
 
-/* VISITORS: connections that have not said yet who they are, of whoever finds the port. */
-enum { VISITORS = 64, MEET_SECONDS = 5 };
+#ifndef MSG_NOSIGNAL
+enum { MSG_NOSIGNAL = 0 };     /* where a socket says it itself (SO_NOSIGPIPE) */
+#endif
+
+/* CALLS: at a time, of all addresses; VISITORS: connections that have not said yet who they are, of
+ * whoever finds the port. One that is as good as none leaves its place after PLACE_SECONDS if
+ * another waits for it. */
+enum { CALLS = 32, VISITORS = 32, MEET_SECONDS = 5, PLACE_SECONDS = 1 };
 
 /* What the higher rank says first, and what the lower one answers: its rank, and the secret of whom
  * it speaks to. */
 typedef struct greeting { uint8_t secret[16]; int32_t rank; } greeting;
 
 /* A connection on its way: to or from a rank that is not known yet (-1) for a visitor. */
-typedef struct caller { int fd, rank; bool said; size_t got; greeting heard; } caller;
+typedef struct caller {
+  int fd, rank;
+  bool said;
+  double began;
+  size_t got;
+  greeting heard;
+} caller;
+
+/* Those on their way while ranks meet: calls first, visitors after them. `next` is the address to
+ * be called next, the first ones of all ranks before the second ones. */
+typedef struct meeting {
+  const pyr_pulse_card *cards;
+  const uint8_t *far;
+  int next;
+  caller callers[CALLS + VISITORS];
+} meeting;
 
 struct pyr_pulse {
   int rank, size, listener;
@@ -98,6 +119,10 @@ static socklen_t make_address(const pyr_pulse *p, const uint8_t *address, uint16
 
 static bool prepare(int fd) {
   int flags = fcntl(fd, F_GETFL);
+#ifdef SO_NOSIGPIPE
+  int on = 1;
+  setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
+#endif
   return flags >= 0 && fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0
       && fcntl(fd, F_SETFD, FD_CLOEXEC) == 0;
 }
@@ -197,15 +222,21 @@ static bool say(const pyr_pulse *p, int fd, const uint8_t *secret) {
   return send(fd, &mine, sizeof mine, MSG_NOSIGNAL) == (ssize_t)sizeof mine;
 }
 
-/* One address of one rank; where it cannot be tried, another may. */
-static void call(const pyr_pulse *p, int rank, const uint8_t *address, uint16_t port, caller *out) {
+static bool is_full(int error) {
+  return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+}
+
+/* One address of one rank; where it cannot be tried, another may. False: not now. */
+static bool call(const pyr_pulse *p, int rank, const uint8_t *address, uint16_t port, caller *out) {
   struct sockaddr_storage to;
   socklen_t length = make_address(p, address, port, &to);
-  *out = (caller){ .fd = -1, .rank = rank };
-  if (length == 0 || (out->fd = socket(to.ss_family, SOCK_STREAM, 0)) < 0) return;
+  *out = (caller){ .fd = -1, .rank = rank, .began = now() };
+  if (length == 0) return true;
+  if ((out->fd = socket(to.ss_family, SOCK_STREAM, 0)) < 0) return !is_full(errno);
   if (!prepare(out->fd)
       || (connect(out->fd, (struct sockaddr *)&to, length) != 0 && errno != EINPROGRESS))
     hang_up(out);
+  return true;
 }
 
 /* A rank is met: by the first of its addresses that answers. */
@@ -241,54 +272,102 @@ static void attend(pyr_pulse *p, caller *c, const pyr_pulse_card *cards, const u
   else hang_up(c);
 }
 
-static void let_in(const pyr_pulse *p, caller *callers, int *count, int room) {
-  int fd = accept(p->listener, NULL, NULL);
-  if (fd < 0) return;
-  int place = 0;
-  while (place < *count && callers[place].fd >= 0) place++;
-  if (place == room || !prepare(fd)) {
-    close(fd);
-    return;
-  }
-  callers[place] = (caller){ .fd = fd, .rank = -1 };
-  if (place == *count) ++*count;
+static bool is_unmet(const pyr_pulse *p, const meeting *m, int rank) {
+  return rank != p->rank && m->far[rank] && m->cards[rank].port != 0 && p->fds[rank] < 0;
 }
 
-static int unmet(const pyr_pulse *p, const uint8_t *far) {
-  int n = 0;
-  for (int i = 0; i < p->size; i++) n += i != p->rank && far[i] && p->fds[i] < 0;
-  return n;
+static bool is_over(const pyr_pulse *p, const meeting *m) {
+  for (int i = 0; i < p->size; i++) if (is_unmet(p, m, i)) return false;
+  return true;
 }
 
-/* All addresses of all lower ranks are called at once, and all higher ones come: whoever answers
- * first, stays. An address that two hosts have (of a bridge for containers) leads nowhere, or to
- * one who does not know the secret. */
-void pyr_pulse_meet(pyr_pulse *p, const pyr_pulse_card *cards, const uint8_t *far) {
-  if (!p || unmet(p, far) == 0) return;
-  int room = p->size * PYR_PULSE_ADDRESSES + VISITORS, count = 0;
-  caller *callers = malloc((size_t)room * sizeof *callers);
-  struct pollfd *polls = calloc((size_t)room + 1, sizeof *polls);
-  for (int i = 0; callers && polls && i < p->rank; i++)
-    for (int k = 0; far[i] && cards[i].port && k < cards[i].count && k < PYR_PULSE_ADDRESSES; k++)
-      call(p, i, cards[i].address[k], cards[i].port, &callers[count++]);
-  double end = now() + MEET_SECONDS;
-  while (callers && polls && unmet(p, far) > 0 && now() < end) {
-    polls[0] = (struct pollfd){ .fd = p->listener, .events = POLLIN };
-    for (int i = 0; i < count; i++) {
-      bool calling = callers[i].rank >= 0 && !callers[i].said;
-      polls[i + 1] = (struct pollfd){ .fd = callers[i].fd, .events = calling ? POLLOUT : POLLIN };
+/* A free place among `count`; NULL: none, as yet. */
+static caller *find_place(caller *places, int count) {
+  double at = now();
+  for (int i = 0; i < count; i++) if (places[i].fd < 0) return &places[i];
+  for (int i = 0; i < count; i++)
+    if (!places[i].said && at - places[i].began > PLACE_SECONDS) {
+      hang_up(&places[i]);
+      return &places[i];
     }
-    int known = count;
-    if (poll(polls, (nfds_t)known + 1, 100) <= 0) continue;
-    for (int i = 0; i < known; i++)
-      if (callers[i].fd >= 0 && polls[i + 1].revents) attend(p, &callers[i], cards, far);
-    if (polls[0].revents) let_in(p, callers, &count, room);
+  return NULL;
+}
+
+/* Whether there is an address left to call; m->next is it. */
+static bool find_address(const pyr_pulse *p, meeting *m) {
+  for (; m->next < p->rank * PYR_PULSE_ADDRESSES; m->next++) {
+    int rank = m->next % p->rank;
+    if (is_unmet(p, m, rank) && m->next / p->rank < m->cards[rank].count) return true;
   }
-  for (int i = 0; callers && i < count; i++) hang_up(&callers[i]);
-  free(callers);
-  free(polls);
+  return false;
+}
+
+/* As many as there are places and descriptors for; the others' turn comes. */
+static void call_some(const pyr_pulse *p, meeting *m) {
+  caller *place;
+  for (int i = 0; i < CALLS; i++)                  /* somebody may have come by another address */
+    if (m->callers[i].fd >= 0 && !is_unmet(p, m, m->callers[i].rank)) hang_up(&m->callers[i]);
+  while (find_address(p, m) && (place = find_place(m->callers, CALLS)) != NULL) {
+    int rank = m->next % p->rank;
+    const pyr_pulse_card *card = &m->cards[rank];
+    if (!call(p, rank, card->address[m->next / p->rank], card->port, place)) return;
+    m->next++;
+  }
+}
+
+/* False: there is no descriptor for who has come, who goes on waiting. */
+static bool let_in(const pyr_pulse *p, caller *place) {
+  int fd = accept(p->listener, NULL, NULL);
+  if (fd < 0) return !is_full(errno);
+  *place = (caller){ .fd = fd, .rank = -1, .began = now() };
+  if (!prepare(fd)) hang_up(place);
+  return true;
+}
+
+/* Waits for a tenth of a second at most. Polls for what is open alone: a system refuses more
+ * entries than a process may have descriptors. */
+static void wait_and_attend(pyr_pulse *p, meeting *m) {
+  struct pollfd polls[CALLS + VISITORS + 1];
+  caller *of[CALLS + VISITORS + 1], *place = find_place(m->callers + CALLS, VISITORS);
+  const struct timespec pause = { 0, 20000000 };
+  nfds_t count = 0;
+  for (int i = 0; i < CALLS + VISITORS; i++) {
+    caller *c = &m->callers[i];
+    if (c->fd < 0) continue;
+    polls[count] = (struct pollfd){ .fd = c->fd,
+                                    .events = c->rank >= 0 && !c->said ? POLLOUT : POLLIN };
+    of[count++] = c;
+  }
+  if (place) polls[count] = (struct pollfd){ .fd = p->listener, .events = POLLIN };
+  int ready = poll(polls, count + (place != NULL), 100);
+  if (ready < 0) nanosleep(&pause, NULL);
+  if (ready <= 0) return;
+  for (nfds_t i = 0; i < count; i++)
+    if (polls[i].revents) attend(p, of[i], m->cards, m->far);
+  if (place && polls[count].revents && !let_in(p, place)) nanosleep(&pause, NULL);
+}
+
+/* The addresses of all lower ranks are called, and all higher ones come: whoever answers first,
+ * stays. An address that two hosts have (of a bridge for containers) leads nowhere, or to one who
+ * does not know the secret. */
+void pyr_pulse_meet(pyr_pulse *p, const pyr_pulse_card *cards, const uint8_t *far, uint8_t *held) {
+  meeting m = { .cards = cards, .far = far };
+  if (!p) return;
+  for (int i = 0; i < CALLS + VISITORS; i++) m.callers[i].fd = -1;
+  for (double end = now() + MEET_SECONDS; !is_over(p, &m) && now() < end;) {
+    call_some(p, &m);
+    wait_and_attend(p, &m);
+  }
+  for (int i = 0; i < CALLS + VISITORS; i++) hang_up(&m.callers[i]);
   close(p->listener);
   p->listener = -1;
+  for (int i = 0; i < p->size; i++) held[i] = p->fds[i] >= 0;
+}
+
+void pyr_pulse_drop(pyr_pulse *p, int rank) {
+  if (!p || p->fds[rank] < 0) return;
+  close(p->fds[rank]);
+  p->fds[rank] = -1;
 }
 
 /* ---- to look --------------------------------------------------------------------------------- */

@@ -33,8 +33,11 @@ typedef struct pyr_pulse pyr_pulse;
 /* Listens, and fills the card. NULL where there is no memory, or no network. */
 pyr_pulse *pyr_pulse_new(int rank, int size, double cut, pyr_pulse_card *mine);
 /* Connects with the ranks of which far[i] is set, the higher of two to the lower; cards [size].
- * Waits for a few seconds at most. */
-void pyr_pulse_meet(pyr_pulse *p, const pyr_pulse_card *cards, const uint8_t *far);
+ * Waits for a few seconds at most, and listens no longer. held[i]: there is a connection. */
+void pyr_pulse_meet(pyr_pulse *p, const pyr_pulse_card *cards, const uint8_t *far, uint8_t *held);
+/* A rank that does not hold its end (it waited no longer than the answer took) is not watched: its
+ * end would look like the rank's. */
+void pyr_pulse_drop(pyr_pulse *p, int rank);
 /* Looks, without waiting. Of NULL: unwatched. */
 pyr_pulse_state pyr_pulse_look(pyr_pulse *p, int rank);
 void pyr_pulse_free(pyr_pulse *p);

@@ -9,7 +9,8 @@
 #   two_hosts.sh on NAME HOST COMMAND…
 #   two_hosts.sh down NAME
 #
-# In place of ssh mpirun starts its daemons with `two_hosts.sh agent HOST COMMAND`.
+# NAME ends with the process that it is for: of those that are no more, `up` clears away what is
+# left. In place of ssh mpirun starts its daemons with `two_hosts.sh agent HOST COMMAND`.
 set -e
 what=$1 name=$2
 shift 2
@@ -20,16 +21,17 @@ on() { # HOST COMMAND…
 }
 case $what in
   up)
+    for left in /run/netns/pyr*-a; do
+      owner=${left#/run/netns/pyr}
+      owner=${owner%-a}
+      case $owner in '' | *[!0-9]*) continue ;; esac
+      [ -e "/proc/$owner" ] || sh "$0" down "pyr$owner"
+    done
     ip netns add "$name-a" && ip netns add "$name-b"
     if [ $# = 0 ]; then
       ip link add wire netns "$name-a" type veth peer name wire netns "$name-b"
     else
-      mkfifo "/tmp/$name.up"
-      "$1" "/run/netns/$name-a" "/run/netns/$name-b" "$2" > "/tmp/$name.up" 2> "/tmp/$name.error" &
-      echo $! > "/tmp/$name.wire"
-      read -r up < "/tmp/$name.up"
-      rm "/tmp/$name.up"
-      [ "$up" = up ]
+      "$1" "/run/netns/$name-a" "/run/netns/$name-b" "$2" "${name##*[!0-9]}"
     fi
     for end in a:1 b:2; do
       space=$name-${end%:*}
@@ -50,10 +52,6 @@ case $what in
   agent) # NAME is the host here
     on "$name" sh -c "$*" ;;
   down)
-    if [ -e "/tmp/$name.wire" ]; then
-      kill "$(cat "/tmp/$name.wire")" 2> /dev/null || true
-      rm -f "/tmp/$name.wire" "/tmp/$name.error" "/tmp/$name.up"
-    fi
     for space in "$name-a" "$name-b"; do
       ip netns pids "$space" 2> /dev/null | xargs -r kill -9 2> /dev/null || true
       ip netns del "$space" 2> /dev/null || true

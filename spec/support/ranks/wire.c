@@ -1,9 +1,10 @@
 /* wire.c — a cable between two network namespaces with a delay, where the kernel has no netem.
  *
- *     wire A B MILLISECONDS        a device `wire` in each of the namespaces A and B (files)
+ *     wire A B MILLISECONDS OWNER  a device `wire` in each of the namespaces A and B (files)
  *
  * Each packet that one host's kernel hands to its device is written to the other's once the delay
- * is over; their order stays. Says "up" once both devices are there, and runs until it is ended. */
+ * is over; their order stays. Returns once both devices are there, and goes on behind until it is
+ * ended, or the process OWNER is no more. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -11,6 +12,7 @@
 #include <linux/if_tun.h>
 #include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,14 +73,14 @@ static double give_due(way *w) {
 }
 
 int main(int argc, char **argv) {
-  if (argc != 4) return 2;
+  if (argc != 5) return 2;
   int a = open_end(argv[1]), b = open_end(argv[2]);
   double delay = atof(argv[3]) / 1000;
   way ways[2] = { { .from = a, .to = b }, { .from = b, .to = a } };
   for (int i = 0; i < 2; i++) ways[i].last = &ways[i].first;
-  puts("up");
-  fflush(stdout);
-  for (;;) {
+  pid_t owner = (pid_t)atoi(argv[4]);
+  if (daemon(0, 0) != 0) die("daemon");
+  while (kill(owner, 0) == 0 || errno != ESRCH) {      /* looked at once a second, at the least */
     double rest = 1, other;
     for (int i = 0; i < 2; i++) rest = (other = give_due(&ways[i])) < rest ? other : rest;
     struct pollfd polls[2] = { { .fd = a, .events = POLLIN }, { .fd = b, .events = POLLIN } };
