@@ -408,11 +408,13 @@ $(B)/thread_checks: spec/support/thread_checks.c $(B)/libpyramid.a
 
 # Warnings that are asked for beside -Wall and -Wextra; nothing is made of it.
 WARNINGS := -Wconversion -Wshadow -Werror -c -o /dev/null
+MPI_INCLUDES := $(if $(MPICC),$(filter -I%,$(shell $(MPICC) -show 2>/dev/null)))
 check-warnings: deps
-	@printf '%s\n' $(filter-out %/bundle.c,$(SOURCES)) $(PROGRAM) $(SPEC_C) $(STREAM_C) | \
+	@printf '%s\n' $(filter-out %/bundle.c,$(SOURCES)) $(PROGRAM) $(SPEC_C) $(STREAM_C) \
+	  $(if $(MPICC),$(LINK_C),$(filter-out %/mpi.c,$(LINK_C))) | \
 	xargs -P $(shell nproc 2>/dev/null || echo 1) -I{} sh -c 'case $$1 in \
 	    *kernels_amx*) isa="$(ISA_AMX)" ;; *kernels_avx512*) isa="$(ISA_AVX512)" ;; *kernels_avx2*) isa="$(ISA_AVX2)" ;; *) isa= ;; esac; \
-	  $(CC) $(C11) $(WITH) -O1 $$isa $(INCLUDES) $(WARNINGS) "$$1"' sh {}
+	  $(CC) $(C11) $(WITH) -O1 $$isa $(INCLUDES) $(MPI_INCLUDES) $(WARNINGS) "$$1"' sh {}
 
 # What .ci/run asks after `make test`: the sources' style, who may include whom, warnings, a minute
 # of fuzzing whose seed is fixed.
