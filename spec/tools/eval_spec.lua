@@ -183,12 +183,18 @@ describe("eval", function()
     for _, args in ipairs { {}, { tiers = { warm = { dtype = "q8_0" } } },
       { tiers = { warm = { dtype = "f16" } } }, { tiers = { hot = { dtype = "f32" } } },
       { tiers = { warm = { dtype = "f16", bytes = "1MiB" } } },
-      { tiers = { warm = { dtype = "f16" } }, pressure = "demote" } } do
+      { tiers = { warm = { dtype = "f16" } }, pressure = "demote" }, { scaling = "yarn" },
+      { scaling = "linear" }, { max_context = 4096 }, { device = "cuda" } } do
       args.cache_dtype = "f16"
       local circumstances = rivals.circumstances(model, args)
       assert.is_nil(seen[circumstances])
       seen[circumstances] = true
     end
+    -- What was measured before these were told apart is found.
+    local words = { cache_dtype = "f16", device = "cpu", scaling = "none" }
+    assert.is_true(seen[rivals.circumstances(model, words)])
+    assert.matches("^[^,]+, weights as they are, precision %w+, rows f16, [^,]+, %d+ threads, "
+      .. "pyramid [^,]+$", rivals.circumstances(model, words))
   end)
 
   it("takes an answer's first token from logits after the cut", function()

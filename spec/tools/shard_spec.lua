@@ -112,6 +112,8 @@ describe("shards of results", function()
     calibrate("many/mine.lua")
     assert.equal(lost, lines "many/mine.jsonl")
     assert.equal(policy_of "alone/mine.lua", policy_of "many/mine.lua")
+    calibrate("many/mine.lua", "--scaling", "linear", "--max-context", "1024")
+    assert.equal(lost + cells, lines "many/mine.jsonl")      -- another scaling is measured anew
     local _, said, refused = calibrate("other.lua", "--learn", "--shard", "1/2")
     assert.equal(1, refused)
     assert.matches("what is measured text by text", said)

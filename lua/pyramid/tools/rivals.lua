@@ -124,10 +124,16 @@ local function rows_of(args)
   return table.concat(words, " ")
 end
 
--- What results depend on besides policies and texts, without rows and threads.
+-- What results depend on besides policies and texts, without rows and threads; what is as ever is
+-- left out, so that results of former versions are found.
 local function bound_to(model, args)
-  return cli.must(engine.fingerprint(model.path)), "weights " .. (args.weights or "as they are"),
-    "precision " .. model.precision
+  local words = { cli.must(engine.fingerprint(model.path)),
+    "weights " .. (args.weights or "as they are"), "precision " .. model.precision }
+  local device = args.device or core.default_device()
+  if args.scaling and args.scaling ~= "none" then words[#words + 1] = "scaling " .. args.scaling end
+  if args.max_context then words[#words + 1] = "context " .. args.max_context end
+  if device ~= "cpu" then words[#words + 1] = "device " .. device end
+  return words
 end
 
 ---What results depend on besides policies and texts. Threads are among it for the sake of times.
@@ -135,10 +141,11 @@ end
 ---@param args table
 ---@return string
 function rivals.circumstances(model, args)
-  local runtime = model:runtime()
-  local file, weights, precision = bound_to(model, args)
-  return table.concat({ file, weights, precision, "rows " .. rows_of(args), runtime:isa(),
-    runtime:threads() .. " threads", "pyramid " .. core.version }, ", ")
+  local runtime, words = model:runtime(), bound_to(model, args)
+  words[#words + 1] = "rows " .. rows_of(args)
+  words[#words + 1] = runtime:isa()
+  words[#words + 1] = runtime:threads() .. " threads"
+  return table.concat(words, ", ") .. ", pyramid " .. core.version
 end
 
 ---The same of what is measured without times, on rows that are held as a cache holds them.
@@ -146,9 +153,8 @@ end
 ---@param args table
 ---@return string
 function rivals.untimed_circumstances(model, args)
-  local file, weights, precision = bound_to(model, args)
-  return table.concat({ file, weights, precision, model:runtime():isa(),
-    "pyramid " .. core.version }, ", ")
+  return ("%s, %s, pyramid %s"):format(table.concat(bound_to(model, args), ", "),
+    model:runtime():isa(), core.version)
 end
 
 ---What a page says of a run, but for its kinds and settings: a function of how many results are
