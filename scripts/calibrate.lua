@@ -225,12 +225,14 @@ if args.centres then return centres_and_write() end
 
 -- ---- measuring ----------------------------------------------------------------------------------
 
--- A worker of several measures what is its own of both, and then leaves the rest to who joins them.
+-- A worker of several measures what is its own of both, and leaves the rest to who joins them.
 local made
-local store <close> = rivals.store(args, calibrate.format, (args.out:gsub("%.lua$", ".jsonl")))
+local store <close> = rivals.store(args, calibrate.format, args.out:gsub("%.lua$", "") .. ".jsonl",
+  model)
 local circumstances = rivals.untimed_circumstances(model, args)
 do
-  local already, waits = store.count, nil
+  local already, waits, known = store.count, nil, 0
+  local function count_known() known = known + 1 end
   local function must(value, message, code)
     if code == "shard" then
       waits = message
@@ -242,7 +244,7 @@ do
     local progress <close> = picture.progress "measuring attention"
     made = must(calibrate.measure(model, texts, { queries = args.queries, sinks = args.sinks,
       recent = args.heads and args.recent or args.queries, store = store,
-      circumstances = circumstances, progress = progress.update,
+      circumstances = circumstances, progress = progress.update, known = count_known,
       steps = args.steps or (model.config.layers > 40 and 25 or 50) }))
   end
   if args.by == "kl" then
@@ -250,19 +252,24 @@ do
     local curves, details, code = calibrate.sensitivity(model, texts,
       { queries = args.queries, sinks = args.sinks, kernel = args.kernel, prune = args.prune,
         steps = made and made.steps, predict = math.min(64, length // 4), store = store,
-        circumstances = circumstances, progress = progress.update })
+        circumstances = circumstances, progress = progress.update, known = count_known })
     curves = must(curves, details, code)
     if curves and made then
       made.layer, made.floor = curves, details.floor
       for t, one in ipairs(made.each) do one.layer = details.each[t] end
     end
   end
-  if waits then
+  local total = #texts * (args.by == "kl" and 1 + model.config.layers or 1)
+  if known > 0 and not args.json then
+    print(("%d of %d measured before: %s"):format(known, total, store.path))
+  end
+  if args.shard then
     if args.json then
-      return cli.json { new = store.count - already, results = store.path, waits = waits }
+      return cli.json { new = store.count - already, known = known, total = total,
+        results = store.path, waits = waits }
     end
     return print(("%d new results: %s\n%s\nthe same command without --shard joins them"):format(
-      store.count - already, store.path, waits))
+      store.count - already, store.path, waits or "all measurements are there"))
   end
 end
 

@@ -8,6 +8,7 @@ local shell = require "spec.support.shell"
 
 describe("shards of results", function()
   local folder
+  local launch = require "spec.support.mpirun"
   setup(function() folder = shell.folder() end)
   teardown(function() shell.remove(folder) end)
 
@@ -93,27 +94,34 @@ describe("shards of results", function()
       assert.equal(0, status, out .. err)
       local own = lines(("many/mine.%d-of-2.jsonl"):format(i))
       assert.is_true(own > 0 and own < cells)
-      if i == 1 then
-        assert.matches(("%d new results: "):format(own), out)
-        assert.matches("are other workers', who have not made them yet", out)
-        assert.is_false(files.exists(folder .. "/many/mine.lua"))
-      end
+      assert.matches(("%d new results: "):format(own), out)
+      assert.matches(i == 1 and "are other workers', who have not made them yet"
+        or "all measurements are there", out)
+      assert.is_false(files.exists(folder .. "/many/mine.lua"))   -- who joins them writes it
     end
     local function policy_of(out)
       local text = helper.read(folder .. "/" .. out):gsub("^%-%-.-\nlocal", "local")
       return text
     end
-    os.remove(folder .. "/many/mine.lua")
-    assert.equal((alone:gsub("alone/mine", "many/mine")), (calibrate("many/mine.lua")))
+    local before = ("%d of %d measured before: %s/many/mine.jsonl\n"):format(cells, cells, folder)
+    assert.equal(before .. alone:gsub("alone/mine", "many/mine"), (calibrate("many/mine.lua")))
     assert.equal(policy_of "alone/mine.lua", policy_of "many/mine.lua")
     assert.equal(0, lines "many/mine.jsonl")                 -- all were there
     local lost = lines "many/mine.2-of-2.jsonl"
     os.remove(folder .. "/many/mine.2-of-2.jsonl")
-    calibrate("many/mine.lua")
+    assert.matches(("^%d of %d measured before: "):format(cells - lost, cells),
+      (calibrate("many/mine.lua")))
     assert.equal(lost, lines "many/mine.jsonl")
     assert.equal(policy_of "alone/mine.lua", policy_of "many/mine.lua")
     calibrate("many/mine.lua", "--scaling", "linear", "--max-context", "1024")
     assert.equal(lost + cells, lines "many/mine.jsonl")      -- another scaling is measured anew
+    if not launch.missing() then                             -- of two ranks the first writes
+      local out
+      out, err, status = launch.run(2, "calibrate", "-m", model, "--length", "96", "--texts", "2",
+        "--queries", "8", "--ranks", "tensor", "--threads", "1", "--out", folder .. "/ranks.lua")
+      assert.equal(0, status, out .. err)
+      assert.equal(cells, lines "ranks.jsonl")
+    end
     local _, said, refused = calibrate("other.lua", "--learn", "--shard", "1/2")
     assert.equal(1, refused)
     assert.matches("what is measured text by text", said)

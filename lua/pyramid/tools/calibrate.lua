@@ -80,7 +80,8 @@ end
 ---  of losses by KL: what rounding alone makes of a cut of nothing, already taken off
 
 local measure_keys = { queries = "integer", sinks = "integer", recent = "integer",
-  steps = "integer", progress = "function", store = "table", circumstances = "string" }
+  steps = "integer", progress = "function", known = "function", store = "table",
+  circumstances = "string" }
 
 -- What one cell of a measurement gives: from the store, else measured, if it is this worker's, and
 -- added. nil without a message: it is another worker's, who has not added it yet.
@@ -89,7 +90,10 @@ local function cell(given, words, measure)
   if not store then return measure() end
   local key = (given.circumstances or "") .. " | " .. table.concat(words, " | ")
   local known = store:get(key)
-  if known then return known end
+  if known then
+    if given.known then given.known() end
+    return known
+  end
   if not store:mine(key) then return nil end
   local record, message, code = measure()
   if not record then return nil, message, code end
@@ -140,9 +144,10 @@ end
 ---Reads texts and returns their mean curves.
 ---@param model pyramid.Model
 ---@param texts integer[][]           ids
----@param given? { queries?: integer, sinks?: integer, recent?: integer, steps?: integer, progress?: function, store?: pyramid.Results, circumstances?: string }
+---@param given? { queries?: integer, sinks?: integer, recent?: integer, steps?: integer, progress?: function, known?: function, store?: pyramid.Results, circumstances?: string }
 ---queries: the last ones, whose attention counts; sinks, recent: rows at either end that stay;
----progress(done, total); store: where each text's curves are looked up and added, so that a run
+---progress(done, total); known(), once for each that was measured before; store: where each
+---text's curves are looked up and added, so that a run
 ---goes on and workers share it, with what they depend on besides all this
 ---@return pyramid.Calibration?
 ---@return string? message
@@ -221,7 +226,7 @@ end
 
 local sensitivity_keys = { queries = "integer", sinks = "integer", kernel = "integer",
   prune = "string", steps = "integer", predict = "integer", progress = "function",
-  store = "table", circumstances = "string" }
+  known = "function", store = "table", circumstances = "string" }
 
 ---How far the model's predictions of each text's last `predict` tokens are from the full cache's
 ---(KL, nats a token) if one layer alone keeps v / steps of its rows, by attention of the last
@@ -236,8 +241,8 @@ local sensitivity_keys = { queries = "integer", sinks = "integer", kernel = "int
 ---@param model pyramid.Model
 ---@param texts integer[][]
 ---@param given? table
----  queries, sinks, kernel, prune (as of `write`), steps, predict, progress(done, total); store,
----  circumstances (as of `measure`; what is looked up and added is a layer of a text)
+---  queries, sinks, kernel, prune (as of `write`), steps, predict, progress(done, total), known(),
+---  store, circumstances (as of `measure`; what is looked up and added is a layer of a text)
 ---@return number[][]?             [layer][v]
 ---@return { each: number[][][], floor: number }|string|nil
 ---  of each text: [text][layer][v]; what rounding alone amounts to,

@@ -73,10 +73,11 @@ end
 ---@param path string
 ---@param format string
 ---@param shard? { index: integer, count: integer }
+---@param silent? boolean        nothing is written: another process of the run does
 ---@return pyramid.Results?
 ---@return string? message
 ---@return string? code
-function results.open(path, format, shard)
+function results.open(path, format, shard, silent)
   local _ <close> = core.plain_locale()
   local whole_path = path
   if shard then
@@ -106,13 +107,14 @@ function results.open(path, format, shard)
   if whole < #text and whole == 0 and not text:find(('"format":"%s"'):format(format), 1, true) then
     return nil, ("%s, line 1: not a result of %s"):format(path, format), "format"
   end
-  if whole < #text then
+  if whole < #text and not silent then
     local ok
     ok, message = files.write(path, text:sub(1, whole))
     if not ok then return nil, message, "io" end
   end
   local done, why, code = read_shards(self, whole_path)
   if not done then return nil, why, code end
+  if silent then return self end
   self.file, message = io.open(path, "ab")
   if not self.file then return nil, message, "io" end
   return self
@@ -141,8 +143,9 @@ function Results:get(key) return self.records[key] end
 function Results:add(key, record)
   record.format, record.key = self.format, key
   local line = json.encode(record)
-  local ok, message = self.file:write(line, "\n")
-  if ok then ok, message = self.file:flush() end
+  local ok, message = true, nil
+  if self.file then ok, message = self.file:write(line, "\n") end
+  if ok and self.file then ok, message = self.file:flush() end
   if not ok then return nil, ("%s: %s"):format(self.path, message), "io" end
   if not self.records[key] then self.count = self.count + 1 end
   self.records[key] = decode(line)         -- as a later run will read it, to the last digit

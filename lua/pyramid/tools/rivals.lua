@@ -98,12 +98,14 @@ end
 ---@param args table
 ---@param format string
 ---@param path? string    results.jsonl in the folder --out, unless said
+---@param model? pyramid.Model     of several ranks the first alone writes
 ---@return pyramid.Results
-function rivals.store(args, format, path)
+function rivals.store(args, format, path, model)
   path = path or args.out .. "/results.jsonl"
   -- opening the file says what is wrong
   os.execute("mkdir -p " .. cli.quote(path:match "^(.*)/[^/]*$" or ".") .. " 2>/dev/null")
-  local store, message, code = results.open(path, format, args.shard)
+  local store, message, code = results.open(path, format, args.shard,
+    model and model:ranks().rank > 0)
   if store then return store end
   cli.fail(message, code == "format" and "It is left as it is; give another --out." or nil)
 end
