@@ -696,9 +696,11 @@ pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *pol
   cache->lane_list = pyr_alloc_zero(rt, lanes * sizeof *cache->lane_list);
   cache->strides = pyr_alloc_zero(rt, (size_t)cache->layers * sizeof *cache->strides);
   cache->states = pyr_alloc_zero(rt, (size_t)cache->layers * sizeof *cache->states);
-  size_t lengths = lengths_bytes(cache);
+  size_t lengths = lengths_bytes(cache), line = pyr_cache_line_bytes(model);
   if (lengths) cache->lengths = pyr_alloc_zero(rt, lengths);
-  if (!cache->lane_list || !cache->states || !cache->strides || (lengths && !cache->lengths)) {
+  if (line) cache->line = pyr_alloc_zero(rt, line);
+  if (!cache->lane_list || !cache->states || !cache->strides || (lengths && !cache->lengths)
+      || (line && !cache->line)) {
     pyr_cache_free(cache);
     return pyr_nomem(rt, lanes * sizeof *cache->lane_list, "a cache's lanes");
   }
@@ -749,6 +751,7 @@ void pyr_cache_free(pyr_cache *cache) {
     pyr_release(rt, cache->lane_list,
                 (size_t)cache->layers * (size_t)cache->heads * sizeof *cache->lane_list);
   pyr_release(rt, cache->lengths, lengths_bytes(cache));
+  pyr_release(rt, cache->line, pyr_cache_line_bytes(pool->model));
   if (cache->states) pyr_release(rt, cache->states, (size_t)cache->layers * sizeof *cache->states);
   if (cache->strides)
     pyr_release(rt, cache->strides, (size_t)cache->layers * sizeof *cache->strides);
@@ -765,6 +768,9 @@ pyr_status pyr_cache_on_trace(pyr_cache *cache, const pyr_tracer *tracer) {
   pyr_tracer before = cache->tracer, own;
   const char *fault = pyr_take_options(&own, sizeof own, sizeof own, tracer);
   if (fault) return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT, "tracer: %s", fault);
+  if (own.trace && cache->pool->model->line)
+    return pyr_runtime_set_error(cache->pool->rt, PYR_UNSUPPORTED, "tracer: of several stages none "
+                                 "sees the plans of all layers (ranks = \"pipeline\")");
   if (own.trace == NULL) own = (pyr_tracer){ 0 };
   if (own.retain) own.retain(own.ud);
   cache->tracer = own;
@@ -892,11 +898,15 @@ int64_t pyr_cache_rows(const pyr_cache *cache, int layer, int head) {
   int own = own_lane(model, head, &teller);
   int64_t rows = own < 0 ? 0 : pyr_cache_lane_rows(cache, (int64_t)layer * cache->heads + own),
       all[PYR_RANKS_MAX];
-  if (!model->ranks) return rows;
+  pyr_status status = PYR_OK;
   pyr_ranks_begin(cache->pool->rt);
-  pyr_status status = pyr_ranks_tell(model->ranks, &rows, 1, all);
+  if (model->ranks && pyr_model_has(model, layer)) {
+    status = pyr_ranks_tell(model->ranks, &rows, 1, all);
+    rows = all[teller];
+  }
+  if (status == PYR_OK) status = pyr_cache_line_tell(cache, layer, &rows);
   pyr_ranks_leave(cache->pool->rt);
-  return status == PYR_OK ? all[teller] : -1;
+  return status == PYR_OK ? rows : -1;
 }
 
 /* One exchange of two numbers a layer, the longest and the shortest of a rank's lanes. Of three
@@ -911,9 +921,10 @@ int64_t pyr_cache_rows(const pyr_cache *cache, int layer, int head) {
  * nothing is asked; a cache that was cut by a policy lent to it remembers that it was. */
 pyr_status pyr_cache_level(pyr_cache *cache) {
   const pyr_model *model = cache->pool->model;
-  bool cut = cache->policy.prefill || cache->policy.decode;
-  if (!model->ranks || !(cut || cache->uneven)) return PYR_OK;   /* else all are of one length */
+  bool cut = cache->policy.prefill || cache->policy.decode || (model->line && model->slides);
+  if (!(cut || cache->uneven)) return PYR_OK;   /* else all are of one length */
   cache->uneven = true;
+  if (!model->ranks) return pyr_cache_line_sync(cache);
   int size = pyr_ranks_size(model->ranks);
   size_t count = 2 * (size_t)cache->layers;
   int64_t *all = cache->lengths, *mine = all + count * (size_t)size;
@@ -934,7 +945,7 @@ pyr_status pyr_cache_level(pyr_cache *cache) {
     cache->states[layer].more = longest - mine[2 * layer];
     cache->states[layer].uneven = shortest < longest;
   }
-  return status;
+  return status == PYR_OK ? pyr_cache_line_sync(cache) : status;
 }
 
 /* Lanes differ in length where plans gave each its own share (share = "pool", mass, `keep` by
@@ -975,17 +986,29 @@ pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head, int3
   const pyr_model *model = cache->pool->model;
   pyr_runtime *rt = cache->pool->rt;
   int teller;
-  if (!model->ranks || layer < 0 || layer >= cache->layers || head < 0
+  if (!(model->ranks || model->line) || layer < 0 || layer >= cache->layers || head < 0
       || head >= model->whole.kv_heads) return pyr_lane_positions(cache, layer, head, out);
   int own = own_lane(model, head, &teller), rank = pyr_ranks_rank(model->ranks);
   int64_t rows = own >= 0 ? pyr_cache_lane(cache, layer, own)->rows : 0, all[PYR_RANKS_MAX];
-  size_t bytes[PYR_RANKS_MAX] = { 0 };
+  bool has = pyr_model_has(model, layer);
+  pyr_status status = PYR_OK;
   pyr_ranks_begin(rt);
-  pyr_status status = pyr_ranks_tell(model->ranks, &rows, 1, all);
-  if (status == PYR_OK) {
-    bytes[teller] = (size_t)all[teller] * sizeof *out;
-    if (rank == teller) status = pyr_lane_positions(cache, layer, own, out);
+  if (model->ranks && has) {
+    status = pyr_ranks_tell(model->ranks, &rows, 1, all);
+    rows = all[teller];
+  }
+  if (has && rank == teller && status == PYR_OK)
+    status = pyr_lane_positions(cache, layer, own, out);
+  if (model->ranks && has && status == PYR_OK) {
+    size_t bytes[PYR_RANKS_MAX] = { 0 };
+    bytes[teller] = (size_t)rows * sizeof *out;
     status = pyr_ranks_gather_known(model->ranks, out, bytes, out);
+  }
+  if (status == PYR_OK) status = pyr_cache_line_tell(cache, layer, &rows);
+  if (model->line && status == PYR_OK) {
+    size_t bytes[PYR_RANKS_MAX] = { 0 };
+    bytes[pyr_model_stage_of(model, layer)] = (size_t)rows * sizeof *out;
+    status = pyr_ranks_gather_known(model->line, out, bytes, out);
   }
   pyr_ranks_leave(rt);
   return status;
@@ -1048,6 +1071,9 @@ double pyr_cache_reading(const pyr_cache *cache) {
     held += rows;
     read += how->rows > 0 ? pyr_min(rows, pyr_max(wanted, settled) * PYR_PAGE_ROWS) : rows;
   }
+  pyr_ranks_begin(cache->pool->rt);
+  if (pyr_cache_line_sum(cache, &held) == PYR_OK) (void)pyr_cache_line_sum(cache, &read);
+  pyr_ranks_leave(cache->pool->rt);
   return held ? (double)read / (double)held : 1.0;
 }
 
@@ -1104,17 +1130,18 @@ size_t pyr_cache_tier_bytes(const pyr_cache *cache, pyr_tier tier) {
 double pyr_cache_fraction(const pyr_cache *cache) {
   const pyr_model *model = cache->pool->model;
   int64_t lanes = pyr_cache_lane_count(cache), rows = 0, all[PYR_RANKS_MAX];
+  pyr_ranks_begin(cache->pool->rt);
   for (const pyr_cache *at = cache; at; at = at->below)
     for (int64_t i = 0; i < lanes; i++) rows += pyr_cache_lane_rows(at, i);
   /* of several ranks the sum over all: of two that hold 300 and 500 rows of the lanes that are
    * theirs 800; a copy of a lane counts once */
   if (model->ranks) {
-    pyr_ranks_begin(cache->pool->rt);
     if (pyr_ranks_tell(model->ranks, &rows, 1, all) == PYR_OK) rows = 0;
     for (int r = 0; r < pyr_ranks_size(model->ranks) && rows >= 0; r++)
       rows += model->parts[r].copy == 0 ? all[r] : 0;
     lanes = (int64_t)cache->layers * model->whole.kv_heads;
-    pyr_ranks_leave(cache->pool->rt);
   }
+  (void)pyr_cache_line_sum(cache, &rows);
+  pyr_ranks_leave(cache->pool->rt);
   return cache->tokens ? (double)rows / ((double)lanes * (double)cache->tokens) : 1.0;
 }

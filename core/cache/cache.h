@@ -111,6 +111,7 @@ struct pyr_cache {
                                 way back; else NULL */
   int64_t *lengths;        /* of several ranks: scratch of pyr_cache_level; else NULL */
   bool uneven;             /* … which has had to look */
+  void *line;              /* of several stages: scratch of pyr_cache_line_sync; else NULL */
   char *note;              /* [note_bytes] what the file that it was loaded from held for its saver;
                               NULL: nothing */
   size_t note_bytes;
@@ -271,6 +272,15 @@ void pyr_lane_free(pyr_cache *cache, pyr_lane *lane);
 /* Of several ranks: tells how long the lanes of each are, where plans may have made them unequal.
  * All of them call it, when rows have gone. PYR_DEVICE alone: takes no memory. */
 pyr_status pyr_cache_level(pyr_cache *cache);
+
+/* line.c, of several stages; all of them call it. What of other stages' layers is known is brought
+ * up to date; counts n rows that a step has added to them. A number that a layer's stage has; the
+ * sum of all stages' numbers. PYR_DEVICE alone. */
+pyr_status pyr_cache_line_sync(pyr_cache *cache);
+void pyr_cache_line_grow(pyr_cache *cache, int64_t by);
+pyr_status pyr_cache_line_tell(const pyr_cache *cache, int layer, int64_t *number);
+pyr_status pyr_cache_line_sum(const pyr_cache *cache, int64_t *number);
+size_t pyr_cache_line_bytes(const pyr_model *model);
 
 /* Rows have changed: what a probe found out of them goes, and a trial of them ends. */
 void pyr_cache_rows_changed(pyr_cache *cache);

@@ -340,12 +340,13 @@ static pyr_status save_ids(pyr_stream *s, const pyr_cache *cache) {
 static pyr_status sum_evicted(const pyr_cache *cache, int64_t *evicted) {
   const pyr_model *model = cache->pool->model;
   int64_t all[PYR_RANKS_MAX];
-  if (!model->ranks) return PYR_OK;
-  PYR_TRY(pyr_ranks_tell(model->ranks, evicted, 1, all));
-  *evicted = 0;
-  for (int r = 0; r < pyr_ranks_size(model->ranks); r++)
-    *evicted += model->parts[r].copy == 0 ? all[r] : 0;
-  return PYR_OK;
+  if (model->ranks) {
+    PYR_TRY(pyr_ranks_tell(model->ranks, evicted, 1, all));
+    *evicted = 0;
+    for (int r = 0; r < pyr_ranks_size(model->ranks); r++)
+      *evicted += model->parts[r].copy == 0 ? all[r] : 0;
+  }
+  return pyr_cache_line_sum(cache, evicted);
 }
 
 /* Of a K/V head on two ranks each copy tracks what its own query heads gave: .3 (2 heads) and .6
@@ -358,7 +359,8 @@ static pyr_status save_whole(pyr_stream *s, const pyr_cache *hot, const pyr_cach
   size_t bytes = (size_t)lane.rows * sizeof(float);
   float *whole = NULL;
   pyr_status status = PYR_OK;
-  if (lane.history && bytes && pyr_model_part(cache->pool->model)->copies > 1) {
+  const pyr_model *model = cache->pool->model;
+  if (lane.history && bytes && model->ranks && pyr_model_part(model)->copies > 1) {
     const pyr_set set = { cache, layer, false, &hot->states[layer].trigger.track };
     whole = pyr_alloc(s->rt, bytes);
     if (!whole) return pyr_nomem(s->rt, bytes, "saving a cache");
@@ -372,6 +374,20 @@ static pyr_status save_whole(pyr_stream *s, const pyr_cache *hot, const pyr_cach
   return status;
 }
 
+/* Which rank of all tells of a head's lane in a layer: the lowest of that stage's team that has it.
+ * Which lane of this one's it is, -1: it has none. */
+static int teller_of(const pyr_model *model, int layer, int head, int *own) {
+  int member = 0;
+  while (model->ranks
+         && head >= model->parts[member].lanes.first + model->parts[member].lanes.count) member++;
+  pyr_slice lanes = model->ranks ? pyr_model_part(model)->lanes
+      : (pyr_slice){ 0, model->config.kv_heads };
+  bool have = pyr_model_has(model, layer) && head >= lanes.first
+      && head < lanes.first + lanes.count;
+  *own = have ? head - lanes.first : -1;
+  return pyr_model_stage_of(model, layer) * pyr_ranks_size(model->ranks) + member;
+}
+
 /* One lane's way from the rank that has it to the file; h1 is rank 1's, h0 the writer's own:
  *
  *     rank 0    h0 -> file     hears "4,210 bytes"     has room?    <- bytes -> file
@@ -382,25 +398,23 @@ static pyr_status save_whole(pyr_stream *s, const pyr_cache *hot, const pyr_cach
 static pyr_status save_ranked(pyr_stream *s, const pyr_cache *hot, const pyr_cache *cache,
                               int layer, int head, char *buffer, void *rows_buffer) {
   const pyr_model *model = cache->pool->model;
-  int rank = pyr_ranks_rank(model->ranks), teller = 0;
-  while (head >= model->parts[teller].lanes.first + model->parts[teller].lanes.count) teller++;
-  pyr_slice lanes = pyr_model_part(model)->lanes;
-  bool have = head >= lanes.first && head < lanes.first + lanes.count;
+  pyr_ranks *ranks = pyr_runtime_ranks(s->rt);
+  int own, rank = pyr_ranks_rank(ranks), teller = teller_of(model, layer, head, &own);
   pyr_stream to = { .path = s->path, .rt = s->rt };
   pyr_status status = PYR_OK;
   int64_t size, all[PYR_RANKS_MAX];
-  if (have && rank == teller && rank != 0) {
-    int64_t rows = pyr_cache_lane(cache, layer, head - lanes.first)->rows;
+  if (own >= 0 && rank == teller && rank != 0) {
+    int64_t rows = pyr_cache_lane(cache, layer, own)->rows;
     to.room = 64 + (size_t)rows * 12 + pyr_frame_bytes(cache->pool->layout.head_dim)
         + (size_t)(rows / PYR_PAGE_ROWS + 1) * (largest_page(cache->pool) + 1);
     to.memory = pyr_alloc(s->rt, to.room);
     if (!to.memory) return pyr_nomem(s->rt, to.room, "saving a cache");
   }
-  if (have)
-    status = save_whole(to.memory ? &to : s, hot, cache, layer, head - lanes.first,
-                        rank == teller, buffer, rows_buffer);
+  if (own >= 0)
+    status = save_whole(to.memory ? &to : s, hot, cache, layer, own, rank == teller, buffer,
+                        rows_buffer);
   size = (int64_t)to.used;
-  if (status == PYR_OK) status = pyr_ranks_tell(model->ranks, &size, 1, all);
+  if (status == PYR_OK) status = pyr_ranks_tell(ranks, &size, 1, all);
   char *bytes = NULL;
   size_t length = status == PYR_OK ? (size_t)all[teller] : 0;
   if (status == PYR_OK && rank == 0 && teller != 0) {
@@ -408,7 +422,7 @@ static pyr_status save_ranked(pyr_stream *s, const pyr_cache *hot, const pyr_cac
     if (!bytes) status = pyr_nomem(s->rt, length, "saving a cache");
   }
   status = pyr_ranks_agree(s->rt, status);   /* whether there is room where they go */
-  if (status == PYR_OK) status = pyr_ranks_bring(model->ranks, teller, to.memory, length, bytes);
+  if (status == PYR_OK) status = pyr_ranks_bring(ranks, teller, to.memory, length, bytes);
   if (status == PYR_OK && bytes) status = put(s, bytes, length);
   pyr_release(s->rt, bytes, length);
   pyr_release(s->rt, to.memory, to.room);
@@ -422,7 +436,8 @@ static pyr_status save_lanes(pyr_stream *s, const pyr_cache *hot, const pyr_cach
   const pyr_model *model = cache->pool->model;
   for (int layer = 0; layer < cache->layers; layer++)
     for (int head = 0; head < model->whole.kv_heads; head++)
-      if (model->ranks) PYR_TRY(save_ranked(s, hot, cache, layer, head, buffer, rows_buffer));
+      if (model->ranks || model->line)
+        PYR_TRY(save_ranked(s, hot, cache, layer, head, buffer, rows_buffer));
       else PYR_TRY(save_lane(s, cache, pyr_cache_lane(cache, layer, head), buffer, rows_buffer,
                              state_of(hot, cache, layer)));
   return PYR_OK;
@@ -468,7 +483,7 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
   void *rows_buffer = NULL;
   pyr_output out = { .file = NULL };
   pyr_stream s = { .out = &out, .path = path, .rt = rt, .hash = PYR_FNV_START };
-  bool writes = pyr_ranks_rank(cache->pool->model->ranks) == 0;
+  bool writes = pyr_ranks_rank(pyr_runtime_ranks(rt)) == 0;
   pyr_cache_header header;
   pyr_status status = PYR_OK;
   pyr_ranks_begin(rt);
@@ -477,6 +492,7 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
   else if (writes && !pyr_output_open(&out, path, why))
     status = pyr_runtime_set_error(rt, pyr_disk_status(), "%s", why);
   status = pyr_ranks_agree(rt, status);
+  if (status == PYR_OK) status = pyr_cache_line_sync((pyr_cache *)cache);   /* states of all */
   if (status != PYR_OK) goto done;
   fill_header(cache, &header);
   status = sum_evicted(cache, &header.evicted);
@@ -721,7 +737,7 @@ static pyr_status load_lanes(pyr_stream *s, const pyr_cache *hot, pyr_cache *cac
   for (int layer = 0; layer < cache->layers; layer++)
     for (int head = 0; head < model->whole.kv_heads; head++) {
       pyr_lane other = { 0 };
-      bool mine = head >= own.first && head < own.first + own.count;
+      bool mine = pyr_model_has(model, layer) && head >= own.first && head < own.first + own.count;
       pyr_lane *lane = mine ? pyr_cache_lane(cache, layer, head - own.first) : &other;
       pyr_layer_state below = { .read = hot->states[layer].read };
       pyr_status status = load_lane(s, cache, hot->tokens, lane, buffer,
@@ -736,9 +752,11 @@ static pyr_status load_lanes(pyr_stream *s, const pyr_cache *hot, pyr_cache *cac
  * it would hold and does not, in any tier. */
 static void count_lost(pyr_cache *cache) {
   int64_t lanes = pyr_cache_lane_count(cache), held = 0;
+  const pyr_model *model = cache->pool->model;
   for (const pyr_cache *at = cache; at; at = at->below)
     for (int64_t i = 0; i < lanes; i++) held += pyr_cache_lane_rows(at, i);
-  if (cache->pool->model->ranks) cache->evicted = lanes * cache->tokens - held;
+  if (model->ranks || model->line)
+    cache->evicted = (int64_t)model->own.count * cache->heads * cache->tokens - held;
 }
 
 /* The header has said that there are some, as the cache has. In a file of their own rows are not
@@ -914,9 +932,10 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
 done:
   if (s.file) fclose(s.file);
   pyr_release(rt, buffer, buffer ? largest_page(pool) : 0);
-  if (model->ranks && status == PYR_OK) cache->uneven = true;
+  bool several = model->ranks || model->line;
+  if (several && status == PYR_OK) cache->uneven = true;
   status = pyr_ranks_agree(rt, status);
-  if (model->ranks && status == PYR_OK) status = pyr_cache_level(cache);
+  if (several && status == PYR_OK) status = pyr_cache_level(cache);
   pyr_ranks_leave(rt);
   if (status == PYR_OK) *out = cache;
   else pyr_cache_free(cache);

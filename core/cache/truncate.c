@@ -101,11 +101,13 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
   size_t bytes = (size_t)pyr_max(pyr_cache_longest(cache), 1) * sizeof(int32_t),
       keep_bytes = (size_t)(tiers * lanes) * sizeof(int64_t);
   int32_t *positions = pyr_alloc(rt, bytes);
-  int64_t *keep = pyr_alloc(rt, keep_bytes);
+  int64_t *keep = pyr_alloc_zero(rt, keep_bytes);
   pyr_status status = positions && keep ? PYR_OK
       : pyr_nomem(rt, bytes + keep_bytes, "truncating a cache");
+  const pyr_slice own = cache->pool->model->own;   /* of other stages' layers no row is here */
   for (int64_t i = 0; i < lanes && status == PYR_OK; i++)
-    status = lanes_keep(cache, i, n, positions, keep);
+    if (pyr_model_has(cache->pool->model, (int)(i / cache->heads)))
+      status = lanes_keep(cache, i, n, positions, keep);
   /* a lane of one rank may hold no row that is old enough, where another's do: then none is cut;
    * what was cut may have left the longest lane on another rank */
   pyr_ranks_begin(rt);
@@ -126,7 +128,7 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
     cache->tokens = n;
     cache->prompt = pyr_min(cache->prompt, n);
     for (pyr_cache *at = cache->below; at; at = at->below) at->evicted = 0;
-    cache->evicted = lanes * n - held;
+    cache->evicted = (int64_t)own.count * cache->heads * n - held;
   }
   pyr_ranks_leave(rt);
   pyr_release(rt, positions, bytes);

@@ -190,10 +190,21 @@ static pyr_slice cut_of(const pyr_model *model, weight w, dim d) {
   }
 }
 
-/* Whether an expert is another rank's. Of 9 experts and two ranks the first has 0 to 3, the second
- * 4 to 8: expert 5 is elsewhere for the first. Its matrices are looked at, for the fingerprint, and
- * not bound. */
+/* Whether an expert is another rank's, or a weight another stage's. Of 9 experts and two ranks the
+ * first has 0 to 3, the second 4 to 8: expert 5 is elsewhere for the first. Its matrices are looked
+ * at, for the fingerprint, and not bound. Embeddings are the first stage's, the output and its norm
+ * the last one's, which may need the embeddings as its output. */
 static bool is_elsewhere(const pyr_model *model, weight w) {
+  switch (w.role) {
+    case PYR_W_EMBED: if (!pyr_model_begins(model) && !pyr_model_ends(model)) return true; break;
+    case PYR_W_POSITIONS: case PYR_W_EMBED_NORM: case PYR_W_EMBED_NORM_BIAS:
+      if (!pyr_model_begins(model)) return true;
+      break;
+    case PYR_W_OUTPUT: case PYR_W_OUTPUT_BIAS: case PYR_W_OUT_NORM: case PYR_W_OUT_NORM_BIAS:
+      if (!pyr_model_ends(model)) return true;
+      break;
+    default: if (!pyr_model_has(model, w.layer)) return true;
+  }
   if (!model->ranks || w.expert < 0) return false;
   pyr_slice own = pyr_model_part(model)->experts;
   return w.expert < own.first || w.expert >= own.first + own.count;
@@ -384,10 +395,22 @@ static pyr_status take_part(pyr_model *model, const pyr_model_config *config, in
                             int32_t down_block) {
   pyr_runtime *rt = model->rt;
   pyr_model_config *c = &model->config;
-  int size = pyr_ranks_size(pyr_runtime_ranks(rt));
+  pyr_ranks *all = pyr_runtime_ranks(rt), *line = pyr_ranks_line(all);
   model->whole = *c;
+  model->own = (pyr_slice){ 0, c->layers };
+  if (line) {
+    const pyr_arrangement *how = pyr_ranks_arrangement(all);
+    size_t bytes = (size_t)how->stages * sizeof *model->stages;
+    model->stages = pyr_alloc_zero(rt, bytes);
+    if (!model->stages) return pyr_nomem(rt, bytes, "the stages of a model");
+    model->line = line;
+    PYR_TRY(pyr_stages_make(rt, config, how->given ? how->layers : NULL, how->stages,
+                            model->stages));
+    model->own = model->stages[pyr_ranks_rank(line)];
+  }
+  model->ranks = pyr_ranks_team(all);
+  int size = pyr_ranks_size(model->ranks);
   if (size == 1) return PYR_OK;
-  model->ranks = pyr_runtime_ranks(rt);
   if (config->slopes)
     PYR_TRY(keep_array(model, config->slopes, (size_t)c->heads * sizeof(float),
                        &model->whole.slopes));
@@ -467,6 +490,7 @@ void pyr_model_free(pyr_model *model) {
   if (model->ranks)
     pyr_release(rt, (void *)model->whole.slopes, (size_t)model->whole.heads * sizeof(float));
   pyr_release(rt, model->parts, (size_t)pyr_ranks_size(model->ranks) * sizeof *model->parts);
+  pyr_release(rt, model->stages, (size_t)pyr_ranks_size(model->line) * sizeof *model->stages);
   pyr_release(rt, model, sizeof *model);
   pyr_runtime_free(rt);
 }
@@ -876,7 +900,7 @@ static pyr_status bind_weight(pyr_model *model, weight w, const pyr_tensor_spec 
   /* what stays in a mapping is there when somebody asks: its pages need not be fetched now. Of a
    * part nobody could tell later what the whole was */
   if (status == PYR_OK
-      && (model->ranks || place->data != view->data || !pyr_file_mapped(spec->file)))
+      && (model->ranks || model->line || place->data != view->data || !pyr_file_mapped(spec->file)))
     model->print += print_of(w, &held, NULL);
   return status;
 }
@@ -906,7 +930,7 @@ static bool lies_in_mapping(const pyr_model *model, const pyr_tensor *t) {
 
 /* Reads samples of the mapped weights the first time it is asked, and keeps the result. */
 uint64_t pyr_model_fingerprint(pyr_model *model) {
-  if (!model->ready || model->printed || model->ranks) return model->print;
+  if (!model->ready || model->printed || model->ranks || model->line) return model->print;
   const pyr_model_config *c = &model->config;
   for (int layer = 0; layer < c->layers; layer++)
     for (int r = 0; r < PYR_ROLES; r++) {
@@ -945,7 +969,7 @@ void pyr_model_identify(pyr_model *model, const char *name, uint64_t tokenizer) 
 static weight first_of_kind(const pyr_model *model, weight w) {
   const pyr_model_config *c = &model->config;
   int32_t expert = model->ranks ? pyr_model_part(model)->experts.first : 0;
-  weight first = { w.role, 0, w.expert < 0 ? -1 : expert };
+  weight first = { w.role, model->own.first, w.expert < 0 ? -1 : expert };
   while (first.layer < w.layer && !fits_layer(c, first)) first.layer++;
   return first;
 }
@@ -998,7 +1022,7 @@ static pyr_status place_tables(pyr_model *model) {
   for (int layer = 0; layer < model->config.layers && !reads_host_memory(be); layer++) {
     pyr_layer *l = &model->layers[layer];
     void *table;
-    if (!l->experts || l->table) continue;
+    if (!l->experts || l->table || !pyr_model_has(model, layer)) continue;
     PYR_TRY(own(model, bytes, &table));
     pyr_status status = be->upload(be, table, l->experts, bytes);
     if (status != PYR_OK) {
@@ -1057,7 +1081,8 @@ static pyr_status make_ready(pyr_model *model) {
       if (roles[r].layered) {
         for (int i = 0; i < count_of(c, w.role, layer) && fits_layer(c, w); i++)
           PYR_TRY(check_bound(model, weight_of(c, w.role, layer, i)));
-      } else if (layer == 0 && is_required(c, w) && !is_bound(model, w)) {
+      } else if (layer == 0 && is_required(c, w) && !is_bound(model, w)
+                 && !is_elsewhere(model, w)) {
         return pyr_runtime_set_error(model->rt, PYR_FORMAT, "model: weight %s is missing",
                                      roles[r].name);
       }
@@ -1065,7 +1090,7 @@ static pyr_status make_ready(pyr_model *model) {
   PYR_TRY(place_tables(model));
   pyr_status status = pyr_progress(model->rt, model->expected, model->expected);
   if (status != PYR_OK) return status;
-  if (model->output.rank == 0) status = tie_output(model);
+  if (model->output.rank == 0 && pyr_model_ends(model)) status = tie_output(model);
   model->ready = status == PYR_OK;
   return status;
 }
@@ -1084,15 +1109,16 @@ static pyr_status compare_ranks(pyr_model *model, pyr_status status) {
                               c->vocab, c->context, c->rope_dims, c->experts, c->expert_ff,
                               c->shared_ff };
   uint64_t print = pyr_fnv(PYR_FNV_START, numbers, sizeof numbers);
-  for (int layer = 0; layer < c->layers; layer++) {
+  for (int layer = 0; layer < c->layers && !model->line; layer++) {
     const int32_t dtypes[2] = { model->layers[layer].q.dtype, model->layers[layer].o.dtype };
     print = pyr_fnv(print, dtypes, sizeof dtypes);
   }
   mine[1] = (int64_t)pyr_fnv_mix(print);
   pyr_ranks_begin(model->rt);
   status = pyr_ranks_agree(model->rt, status);
-  if (status == PYR_OK) status = pyr_ranks_tell(model->ranks, mine, 2, all);
-  for (int i = 1; i < pyr_ranks_size(model->ranks) && status == PYR_OK; i++) {
+  pyr_ranks *ranks = pyr_runtime_ranks(model->rt);
+  if (status == PYR_OK) status = pyr_ranks_tell(ranks, mine, 2, all);
+  for (int i = 1; i < pyr_ranks_size(ranks) && status == PYR_OK; i++) {
     if (all[2 * i] != all[0])
       status = pyr_runtime_set_error(model->rt, PYR_FORMAT, "ranks: rank %d has other weights than "
                                      "rank 0: is its model file another one?", i);
@@ -1107,7 +1133,7 @@ static pyr_status compare_ranks(pyr_model *model, pyr_status status) {
 /* Of several ranks also where this one's weights are not all there: who fails here alone would
  * leave the others waiting for it at their first sum. */
 pyr_status pyr_model_ready(pyr_model *model) {
-  if (model->ready || !model->ranks) return make_ready(model);
+  if (model->ready || !(model->ranks || model->line)) return make_ready(model);
   pyr_status status = compare_ranks(model, make_ready(model));
   model->ready = status == PYR_OK;
   return status;

@@ -60,8 +60,12 @@ struct pyr_model {
                                        widths of MLPs that are this rank's, … */
   pyr_model_config whole;           /* … and those of all of them */
   bool slides;                      /* some layer has a sliding window */
-  pyr_ranks *ranks;                 /* the runtime's; NULL: there is one */
+  pyr_ranks *ranks;                 /* those that share the layers; NULL: none do */
   pyr_portion *parts;                  /* [ranks] what each of them has; NULL where there is one */
+  pyr_ranks *line;                  /* those that have other layers, by stages; NULL: none do */
+  pyr_slice *stages;                /* [line] which layers each of them has; NULL likewise */
+  pyr_slice own;                    /* this one's; all where there is no line. Of the others
+                                       `layers` has no weights, and caches have no rows */
   float *rope_freq, *rope_second;   /* [rope_dims/2], backend memory; NULL where there is none */
   float *slopes;                    /* [heads], backend memory; or NULL */
   float scale;                      /* of scores: config.score_scale or 1/sqrt(head_dim) */
@@ -99,6 +103,26 @@ static inline const pyr_portion *pyr_model_part(const pyr_model *model) {
 /* Whether what a sum over ranks is to have once is this rank's to add. */
 static inline bool pyr_model_adds(const pyr_model *model) {
   return pyr_ranks_rank(model->ranks) == 0;
+}
+
+/* Whether this stage has the layer; whether it begins with the prompt, and ends with logits. */
+static inline bool pyr_model_has(const pyr_model *model, int layer) {
+  return layer >= model->own.first && layer < model->own.first + model->own.count;
+}
+static inline bool pyr_model_begins(const pyr_model *model) { return model->own.first == 0; }
+static inline bool pyr_model_ends(const pyr_model *model) {
+  return model->own.first + model->own.count == model->config.layers;
+}
+/* The stage that has a layer. */
+static inline int pyr_model_stage_of(const pyr_model *model, int layer) {
+  int stage = 0;
+  while (model->line && layer >= model->stages[stage].first + model->stages[stage].count) stage++;
+  return stage;
+}
+/* Those that must agree before a stage goes on: they share its layers. */
+static inline pyr_status pyr_model_agree(const pyr_model *model, pyr_status status) {
+  return model->line ? pyr_ranks_agree_in(model->ranks, status)
+      : pyr_ranks_agree(model->rt, status);
 }
 
 /* Of layer 0 <= layer < config.layers. */

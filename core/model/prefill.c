@@ -28,6 +28,7 @@
  * computed. A failed prefill puts older rows back (undo.h), or drops its rows again where no
  * older row changes. */
 #include "model/forward.h"
+#include "model/stages.h"
 #include "policy/evict.h"
 #include "policy/policy.h"
 #include "cache/tiers.h"
@@ -115,7 +116,8 @@ static pyr_status prefill_needs(pyr_prefill *p, int layer, int64_t n) {
 static void prefill_tell_needs(pyr_prefill *p, int layer) {
   int64_t values = (int64_t)p->cache->heads * p->f.layout.head_dim;
   float *sums = p->needs + layer * values;
-  if (!p->needs || !pyr_cache_wants_needs(p->cache, layer)) return;
+  if (!p->needs || !pyr_model_has(p->f.model, layer)) return;
+  if (!pyr_cache_wants_needs(p->cache, layer)) return;
   pyr_cache_add_needs(p->cache, layer, sums);
   memset(sums, 0, (size_t)values * sizeof *sums);
 }
@@ -181,7 +183,8 @@ static pyr_status prefill_run(pyr_prefill *p, int layer) {
   int64_t kept = p->alive;
   for (int64_t at = 0; at < p->alive; at += PYR_CHUNK) {
     pyr_runtime *rt = p->cache->pool->rt;
-    PYR_TRY(pyr_ranks_agree(rt, pyr_progress(rt, layer * p->n + at * p->n / p->alive, p->total)));
+    PYR_TRY(pyr_model_agree(f->model, pyr_progress(rt, layer * p->n + at * p->n / p->alive,
+                                                   p->total)));
     PYR_TRY(prefill_chunk(p, layer, at, pyr_min(PYR_CHUNK, p->alive - at)));
   }
   p->cache->computed += p->alive;
@@ -192,7 +195,8 @@ static pyr_status prefill_run(pyr_prefill *p, int layer) {
   /* deeper layers get the survivors only, with the positions that they have */
   PYR_TRY(f->be->take_rows(f->be, f->x, survivors, kept, c->width));
   PYR_TRY(f->be->take_i32(f->be, f->pos, survivors, kept));
-  p->cache->evicted += (p->alive - kept) * (c->layers - 1 - layer) * c->kv_heads;
+  p->cache->evicted += (p->alive - kept) * (p->f.model->own.first + p->f.model->own.count - 1
+                                            - layer) * c->kv_heads;
   p->alive = kept;
   return PYR_OK;
 }
@@ -207,7 +211,7 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   /* of several ranks one may be short of memory or over its budget, or its policy late: then none
    * begins the layer, and all go back as one does. From here to the next layer's agreement a rank
    * that fails is heard of where scores are gathered (ranks/ranks.h) */
-  s = pyr_ranks_agree(p->cache->pool->rt, s);
+  s = pyr_model_agree(p->f.model, s);
   if (s == PYR_OK) s = prefill_run(p, layer);
   pyr_layer_plan_free(&p->plan);
   /* before the next layer takes room; other prefills must be able to go back until they end, and
@@ -277,15 +281,41 @@ static pyr_status prefill_layers(pyr_prefill *p, float *results) {
   pyr_forward *f = &p->f;
   pyr_backend *be = f->be;
   const pyr_model_config *c = &f->model->config;
+  const pyr_slice own = f->model->own;
   PYR_TRY(pyr_fill_zeros(be, f->faults, c->layers));
-  PYR_TRY(prefill_source(p));
-  PYR_TRY(be->iota(be, f->pos, (int32_t)cache->tokens, p->n));
-  PYR_TRY(pyr_forward_add_positions(f, f->pos, p->n));
-  for (int layer = 0; layer < c->layers; layer++) PYR_TRY(prefill_layer(p, layer));
+  if (pyr_model_begins(f->model)) {
+    PYR_TRY(prefill_source(p));
+    PYR_TRY(be->iota(be, f->pos, (int32_t)cache->tokens, p->n));
+    PYR_TRY(pyr_forward_add_positions(f, f->pos, p->n));
+  } else {
+    PYR_TRY(pyr_stage_receive(f->model, f->x, f->pos, p->n, &p->alive));
+    cache->evicted += (p->n - p->alive) * own.count * c->kv_heads;
+  }
+  for (int layer = own.first; layer < own.first + own.count; layer++)
+    PYR_TRY(prefill_layer(p, layer));
   PYR_TRY(pyr_layer_plans_end(&p->plan));
-  if (results) PYR_TRY(prefill_results(p, results));
+  if (results && pyr_model_ends(f->model)) PYR_TRY(prefill_results(p, results));
   if (cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE)) PYR_TRY(prefill_check(p));
   return PYR_OK;
+}
+
+/* Where there are several stages, all hear how it went before the last one tells its results. */
+static pyr_status prefill_stage(pyr_prefill *p, float *results) {
+  pyr_status status = prefill_layers(p, results);
+  return pyr_stage_send(p->f.model, status, p->f.x, p->f.pos, p->alive);
+}
+
+/* A chunk's logits at a time are made; they go to all stages at once, when nothing can fail any
+ * more, with what each has counted. */
+static pyr_status prefill_tell(const pyr_prefill *p, int64_t computed, float *results) {
+  const pyr_model_config *c = &p->f.model->config;
+  int64_t rows = p->flags & PYR_PREFILL_ALL ? p->n : 1, more = p->cache->computed - computed;
+  if (!p->f.model->line) return PYR_OK;
+  PYR_TRY(pyr_cache_line_sum(p->cache, &more));
+  p->cache->computed = computed + more;
+  if (!results) return PYR_OK;
+  return pyr_stage_spread(p->f.model, results, rows * (p->flags & PYR_PREFILL_STATES ? c->width
+                                                       : c->vocab));
 }
 
 /* Asks whether plans are to wait for passes over the prompt, and counts those in. The context must
@@ -316,10 +346,14 @@ static pyr_status prefill_prepared(pyr_prefill *p) {
   pyr_cache *cache = p->cache;
   const pyr_prompt_source prompt = { p->ids, p->embeddings, p->n };
   pyr_probed *before = cache->probed;
-  if (!p->plan.ahead || !(p->plan.evicts || pyr_trace_wanted(cache))) return PYR_OK;
+  int64_t evicts = p->plan.evicts;
+  if (!p->plan.ahead) return PYR_OK;
+  if (cache->pool->model->line)      /* the passes go through all stages, or through none */
+    PYR_TRY(pyr_ranks_most(pyr_runtime_ranks(cache->pool->rt), &evicts));
+  if (!(evicts || pyr_trace_wanted(cache))) return PYR_OK;
   cache->probed = NULL;
   pyr_status status = PYR_OK;
-  if (p->plan.evicts)
+  if (evicts)
     status = pyr_probe_prompt(cache, &p->how, &prompt, cache->layers * p->n, p->total);
   if (status == PYR_OK) status = pyr_evict_prepared(cache, p->n);
   pyr_cache_rows_changed(cache);
@@ -419,13 +453,14 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
   if (s == PYR_OK) s = prefill_ask_preparation(&p);
   if (s == PYR_OK) s = prefill_memory(&p, logits != NULL, &block, &host);
   s = pyr_ranks_agree(rt, s);
-  if (s == PYR_OK) s = prefill_layers(&p, logits);
+  if (s == PYR_OK) s = prefill_stage(&p, logits);
   pyr_layer_plans_free(&p.plan, cache);
   be->release(be, block.block, block.used);
   cache->pool->coming = 0;
   if (s == PYR_OK) s = prefill_prepared(&p);
   if (s == PYR_OK) s = pyr_progress(rt, p.total, p.total);
   s = pyr_ranks_end(rt, s);
+  if (s == PYR_OK) s = prefill_tell(&p, computed, logits);
   for (int layer = 0; layer < cache->layers && s == PYR_OK; layer++) prefill_tell_needs(&p, layer);
   pyr_release(rt, host.block, host.used);
   if (s == PYR_OK) {
@@ -528,12 +563,16 @@ pyr_status pyr_model_embed(pyr_model *model, const int32_t *ids, int64_t n, floa
   if (!rows) return pyr_nomem(rt, bytes, "rows of embeddings");
   int32_t *place = (int32_t *)(rows + chunk * width);
   pyr_status s = PYR_OK;
-  for (int64_t at = 0; at < n && s == PYR_OK; at += chunk) {
+  for (int64_t at = 0; at < n && s == PYR_OK && pyr_model_begins(model); at += chunk) {
     int64_t count = pyr_min(chunk, n - at);
     s = be->upload(be, place, ids + at, (size_t)count * sizeof *ids);
     if (s == PYR_OK) s = pyr_forward_embed(be, model, rows, place, count);
     if (s == PYR_OK) s = be->download(be, out + at * width, rows, (size_t)count * row_bytes);
   }
   be->release(be, rows, bytes);
+  pyr_ranks_begin(rt);
+  if (model->line) s = pyr_ranks_agree(rt, s);
+  if (s == PYR_OK) s = pyr_stage_spread_first(model, out, n * width);
+  pyr_ranks_leave(rt);
   return s;
 }

@@ -24,6 +24,7 @@
 #include "model/probe.h"
 #include "base/arena.h"
 #include "model/forward.h"
+#include "model/stages.h"
 #include "policy/score.h"
 
 /* Rows of a lane that a pass judges, counted from the lane's end before the pass's own rows: of a
@@ -212,7 +213,7 @@ static pyr_status probe_chunk(pyr_pass *p, int layer, int64_t at, int64_t n, boo
   const int32_t *rot = f->pos + at;
   const float *in;
   pyr_runtime *rt = cache->pool->rt;
-  PYR_TRY(pyr_ranks_agree(rt, pyr_progress(rt, p->done + layer * p->n + at, p->total)));
+  PYR_TRY(pyr_model_agree(f->model, pyr_progress(rt, p->done + layer * p->n + at, p->total)));
   if (cache->states[layer].compact) {
     PYR_TRY(be->iota(be, f->rot, (int32_t)pyr_cache_layer_rows(cache, layer), n));
     rot = f->rot;
@@ -271,7 +272,7 @@ static pyr_status layer_run(pyr_pass *p, int layer) {
   pyr_status status = PYR_OK;
   for (int head = 0; head < cache->heads && status == PYR_OK; head++)
     status = pyr_lane_reserve(cache, pyr_cache_lane(cache, layer, head), p->n, false);
-  PYR_TRY(pyr_ranks_agree(cache->pool->rt, status));
+  PYR_TRY(pyr_model_agree(p->f.model, status));
   PYR_TRY(pyr_lanes_list(cache, pyr_cache_lane(cache, layer, 0), cache->heads));
   pyr_layer_views(cache, layer, p->views);
   for (int head = 0; head < cache->heads; head++) p->ranges[head] = judged_of(p, p->rows[head]);
@@ -300,12 +301,20 @@ static pyr_status run_pass(pyr_pass *p) {
   pyr_cache *cache = p->cache;
   pyr_backend *be = p->f.be;
   pyr_arena block = { 0 }, host = { 0 };
+  const pyr_model *model = p->f.model;
+  int64_t n = p->n;
   pyr_status status = pyr_ranks_agree(cache->pool->rt, take_memory(p, &block, &host));
-  if (status == PYR_OK) status = embed(p);
-  if (status == PYR_OK) status = be->iota(be, p->f.pos, p->position, p->n);
-  if (status == PYR_OK) status = pyr_forward_add_positions(&p->f, p->f.pos, p->n);
+  bool agreed = status == PYR_OK;
+  if (agreed && pyr_model_begins(model)) {
+    status = embed(p);
+    if (status == PYR_OK) status = be->iota(be, p->f.pos, p->position, p->n);
+    if (status == PYR_OK) status = pyr_forward_add_positions(&p->f, p->f.pos, p->n);
+  }
+  if (agreed && !pyr_model_begins(model))
+    status = pyr_stage_receive(model, p->f.x, p->f.pos, p->n, &n);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
-    status = probe_layer(p, layer);
+    if (pyr_model_has(model, layer)) status = probe_layer(p, layer);
+  if (agreed) status = pyr_stage_send(model, status, p->f.x, p->f.pos, p->n);
   if (status == PYR_OK) cache->computed += p->n * cache->layers;
   be->release(be, block.block, block.used);
   pyr_release(cache->pool->rt, host.block, host.used);
@@ -391,8 +400,9 @@ static int64_t room_behind(const pyr_cache *cache, int64_t n) {
   const pyr_model_config *c = &cache->pool->model->config;
   int64_t before = c->positions ? cache->tokens : 0;
   for (int layer = 0; layer < cache->layers; layer++)
-    before = pyr_max(before, cache->states[layer].compact ? pyr_cache_lane(cache, layer, 0)->mark
-                     : cache->tokens);
+    before = pyr_max(before, !cache->states[layer].compact ? cache->tokens
+                     : pyr_model_has(cache->pool->model, layer)
+                     ? pyr_cache_lane(cache, layer, 0)->mark : cache->states[layer].more);
   return c->context - before - n;
 }
 

@@ -20,6 +20,7 @@ void pyr_readings_count(pyr_readings *r, pyr_cache *const *caches, int count, in
     for (int layer = 0; layer < caches[i]->layers; layer++) {
       const pyr_read *read = &caches[i]->states[layer].read;
       int64_t sum = 0;
+      if (!pyr_model_has(caches[i]->pool->model, layer)) continue;
       for (const pyr_cache *at = caches[i]; at && read->rows > 0; at = at->below) {
         int64_t rows = pyr_cache_layer_rows(at, layer) + (at == caches[i] ? each : 0);
         pages = pyr_max(pages, pyr_read_pages(read, rows));

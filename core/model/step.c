@@ -20,6 +20,7 @@
  * does; then rows are as before, but what was tracked of them may have counted the step's
  * attention. Rows that a trigger recalls come up before all that (policy/promote.h). */
 #include "model/reading.h"
+#include "model/stages.h"
 #include "sample/sample_batch.h"
 #include "policy/evict.h"
 #include "policy/policy.h"
@@ -38,6 +39,7 @@ typedef struct pyr_decode {
   bool strides;                    /* lanes are not looked at while it is computed (stride.c) */
   pyr_forward f;
   int64_t due_count, turned;       /* plans due; positions in `rot`, [layers, count] or none */
+  bool due_any;                    /* plans are due, of whichever stage */
   pyr_evictions due;               /* decode plans that run after this step */
   pyr_append *rows;                /* host [count] */
   pyr_attention *attention;        /* host [tokens] */
@@ -97,7 +99,9 @@ static void step_count_up(pyr_decode *d) {
     const pyr_cache *cache = d->caches[i];
     d->longest = pyr_max(d->longest, pyr_cache_longest(cache) + d->each);
     for (int layer = 0; layer < layers; layer++) {
-      d->due_count += pyr_track_steps_left(cache, layer) == 1;
+      bool due = pyr_track_steps_left(cache, layer) == 1;
+      d->due_any = d->due_any || due;
+      d->due_count += due && pyr_model_has(d->f.model, layer);
       compact = compact || cache->states[layer].compact;
     }
   }
@@ -147,7 +151,7 @@ static void step_place(pyr_decode *d) {
 static pyr_status step_ask(pyr_decode *d) {
   for (int i = 0; i < d->count && d->due_count > 0; i++)
     for (int layer = 0; layer < d->f.model->config.layers; layer++)
-      if (pyr_track_steps_left(d->caches[i], layer) == 1)
+      if (pyr_model_has(d->f.model, layer) && pyr_track_steps_left(d->caches[i], layer) == 1)
         PYR_TRY(pyr_evictions_ask(&d->due, d->caches[i], layer, PYR_WHEN_DECODE));
   return PYR_OK;
 }
@@ -162,6 +166,7 @@ static pyr_status step_reserve_rows(pyr_decode *d) {
     for (int layer = 0; layer < c->layers; layer++) {
       const pyr_trigger *trigger = &d->caches[i]->states[layer].trigger;
       const pyr_stride *stride = &d->caches[i]->strides[layer];
+      if (!pyr_model_has(d->f.model, layer)) continue;
       if (d->strides && stride->on && stride->left > 0) continue;
       PYR_TRY(pyr_learned_need(d->caches[i], trigger));
       for (int head = 0; head < c->kv_heads; head++) {
@@ -334,9 +339,16 @@ static pyr_status step_layer(pyr_decode *d, int layer) {
 static pyr_status step_layers(pyr_decode *d) {
   pyr_backend *be = d->f.be;
   const pyr_model *model = d->f.model;
-  PYR_TRY(pyr_forward_embed(be, model, d->f.x, d->f.ids, d->tokens));
-  PYR_TRY(pyr_forward_add_positions(&d->f, d->f.pos, d->tokens));
-  for (int layer = 0; layer < model->config.layers; layer++) PYR_TRY(step_layer(d, layer));
+  const pyr_slice own = model->own;
+  if (pyr_model_begins(model)) {
+    PYR_TRY(pyr_forward_embed(be, model, d->f.x, d->f.ids, d->tokens));
+    PYR_TRY(pyr_forward_add_positions(&d->f, d->f.pos, d->tokens));
+  } else {
+    PYR_TRY(pyr_stage_take(model, d->f.x, d->tokens));
+  }
+  for (int layer = own.first; layer < own.first + own.count; layer++)
+    PYR_TRY(step_layer(d, layer));
+  if (!pyr_model_ends(model)) return pyr_stage_hand(model, d->f.x, d->tokens);
   return pyr_forward_logits(&d->f, d->f.x, d->tokens);
 }
 
@@ -346,13 +358,13 @@ static pyr_status step_compute(pyr_decode *d, const int32_t *ids, const pyr_work
   pyr_backend *be = d->f.be;
   const pyr_model *model = d->f.model;
   size_t each = sizeof(int32_t);
-  for (int i = 0; i < d->count; i++)
-    PYR_TRY(pyr_ids_put(d->caches[i]->pool, &d->caches[i]->ids, d->caches[i]->tokens,
-                        ids + i * d->each, d->each));
   PYR_TRY(be->upload(be, d->f.ids, ids, (size_t)d->tokens * each));
   PYR_TRY(be->upload(be, d->f.pos, d->pos, (size_t)d->tokens * each));
   if (d->turned) PYR_TRY(be->upload(be, d->f.rot, d->rot, (size_t)d->turned * each));
-  if (!be->step_begin || be->profile || d->each > 1) return step_layers(d);
+  if (!be->step_begin || be->profile || d->each > 1) {
+    PYR_TRY(step_layers(d));
+    return pyr_stage_spread(model, d->f.logits, (int64_t)d->tokens * model->config.vocab);
+  }
   PYR_TRY(be->step_begin(be, model, work, model->config.layers));
   pyr_status s = step_layers(d);
   pyr_status ended = be->step_end(be, s == PYR_OK);
@@ -368,6 +380,7 @@ static void step_tally(const pyr_decode *d, int sign) {
     d->caches[i]->computed += by * layers;
     for (int layer = 0; layer < layers; layer++)
       d->caches[i]->states[layer].since += by, d->caches[i]->states[layer].unranked += by;
+    pyr_cache_line_grow(d->caches[i], by);
   }
 }
 
@@ -390,8 +403,11 @@ static pyr_status step_logits(const pyr_decode *d, float *const *logits) {
 /* What the step needs before it computes, which all ranks must have: the only agreement of a step
  * without plans, 8 bytes from each to each. After it nothing can fail on one rank alone but a plan
  * that ranks, which step_run agrees about. */
-static pyr_status step_take(pyr_decode *d, const pyr_work *work) {
+static pyr_status step_take(pyr_decode *d, const int32_t *ids, const pyr_work *work) {
   pyr_status s = step_ask(d);
+  for (int i = 0; i < d->count && s == PYR_OK; i++)
+    s = pyr_ids_put(d->caches[i]->pool, &d->caches[i]->ids, d->caches[i]->tokens,
+                    ids + i * d->each, d->each);
   if (s == PYR_OK) s = step_reserve(d, work);
   if (s == PYR_OK) s = step_keep_losers(d);
   if (s == PYR_OK) s = step_list(d);
@@ -404,7 +420,7 @@ static pyr_status step_take(pyr_decode *d, const pyr_work *work) {
 static pyr_status step_run(pyr_decode *d, const int32_t *ids, float *const *logits) {
   pyr_work work = pyr_forward_work(d->f.model, d->tokens, d->longest, d->tokens);
   work.resident = d->strides;
-  PYR_TRY(step_take(d, &work));
+  PYR_TRY(step_take(d, ids, &work));
   PYR_TRY(step_compute(d, ids, &work));
   step_tally(d, 1);
   pyr_status s = pyr_evictions_rank(&d->due);
@@ -412,7 +428,7 @@ static pyr_status step_run(pyr_decode *d, const int32_t *ids, float *const *logi
   /* whether all scores were numbers: logits are there already or come next, so that there is
    * nothing else to wait for */
   if (s == PYR_OK) s = pyr_evictions_check(&d->due);
-  if (d->due.count > 0) s = pyr_ranks_agree(d->caches[0]->pool->rt, s);
+  if (d->due_any) s = pyr_ranks_agree(d->caches[0]->pool->rt, s);
   if (s != PYR_OK) step_tally(d, -1);
   return s;
 }
@@ -420,9 +436,11 @@ static pyr_status step_run(pyr_decode *d, const int32_t *ids, float *const *logi
 /* The due plans' losers leave. Only where they were kept can a no bring them back, of whichever
  * rank. All caches' undos end here, kept or restored: none outlives a step. */
 static pyr_status step_evict(pyr_decode *d) {
-  bool kept = d->due.count > 0 && d->due.each[0].splits.cache->undo;
+  pyr_runtime *rt = d->caches[0]->pool->rt;
+  int64_t kept = d->due.count > 0 && d->due.each[0].splits.cache->undo;
+  if (d->f.model->line && d->due_any) PYR_TRY(pyr_ranks_most(pyr_runtime_ranks(rt), &kept));
   pyr_status s = pyr_evictions_gather(&d->due);
-  if (kept) s = pyr_ranks_agree(d->caches[0]->pool->rt, s);
+  if (kept) s = pyr_ranks_agree(rt, s);
   if (s != PYR_OK && kept) {
     step_tally(d, -1);
     step_undo(d);
@@ -481,7 +499,7 @@ static pyr_status step_once(pyr_cache *const *caches, const int32_t *ids, int co
     pyr_cache_slide(caches[i]);
     pyr_cache_pack(caches[i]);
     /* rows go where plans ran, and where windows slide */
-    if (d.due_count > 0 || pool->model->slides) s = pyr_cache_level(caches[i]);
+    if (d.due_any || pool->model->slides) s = pyr_cache_level(caches[i]);
   }
   if (s == PYR_OK) pyr_caches_tidy(caches, count);
   if (s == PYR_OK && samplers)

@@ -19,6 +19,7 @@ static pyr_status rank(pyr_cache *cache, pyr_evictions *es, pyr_when when, pyr_a
   const pyr_model_config *c = &cache->pool->model->config;
   int64_t rows = 1;
   for (int layer = 0; layer < cache->layers; layer++) {
+    if (!pyr_model_has(cache->pool->model, layer)) continue;
     PYR_TRY(pyr_evictions_ask(es, cache, layer, when));
     rows = pyr_max(rows, pyr_cache_layer_rows(cache, layer));
   }
@@ -43,9 +44,9 @@ static bool may_fail(const pyr_cache *cache, const pyr_evictions *es) {
   for (int64_t i = 0; i < pyr_cache_lane_count(cache); i++)
     for (int64_t p = 0; p < pyr_cache_lanes(cache)[i].page_count; p++)
       if (pyr_cache_lanes(cache)[i].pages[p]->refs > 1) return true;
-  for (int layer = 0; layer < cache->layers; layer++)
-    if ((es->each[layer].splits.turns && !cache->states[layer].compact)
-        || es->each[layer].plan.losers) return true;
+  for (int64_t i = 0; i < es->count; i++)
+    if ((es->each[i].splits.turns && !cache->states[es->each[i].splits.layer].compact)
+        || es->each[i].plan.losers) return true;
   return false;
 }
 
@@ -65,7 +66,9 @@ static pyr_status gather(pyr_cache *cache, pyr_evictions *es) {
   pyr_status status = PYR_OK;
   const pyr_measure began = pyr_cache_measure(cache);
   cache->began = &began;
-  if (may_fail(cache, es)) status = pyr_cache_snapshot(cache, &snapshot);
+  int64_t may = may_fail(cache, es);
+  if (cache->pool->model->line) status = pyr_ranks_most(pyr_runtime_ranks(cache->pool->rt), &may);
+  if (status == PYR_OK && may) status = pyr_cache_snapshot(cache, &snapshot);
   else if (pyr_trace_wanted(cache)) status = keep_losers(cache, &undo);
   status = pyr_ranks_agree(cache->pool->rt, status);
   if (status == PYR_OK) status = pyr_evictions_gather(es);

@@ -140,6 +140,27 @@ static pyr_status look_at_layer(const pyr_cache *cache, int layer, const pyr_loo
   return status;
 }
 
+/* Of several stages each adds its layers' to what those before it have made, so that sums are made
+ * in the order of layers, and the last one tells all. A stage that fails passes on what there is:
+ * all hear of it when they agree. */
+static pyr_status look_at_layers(const pyr_cache *cache, int first, int last, const pyr_look *look,
+                                 float *work, float *out) {
+  const pyr_model *model = cache->pool->model;
+  pyr_ranks *line = model->line;
+  int stage = pyr_ranks_rank(line), end = pyr_ranks_size(line) - 1;
+  size_t bytes = (size_t)cache->tokens * sizeof *out, all[PYR_RANKS_MAX] = { 0 };
+  pyr_status status = PYR_OK;
+  if (stage > 0) status = pyr_ranks_pass(line, stage - 1, stage, NULL, bytes, out);
+  for (int l = first; l <= last && status == PYR_OK; l++)
+    if (pyr_model_has(model, l)) status = look_at_layer(cache, l, look, work, out);
+  if (!line) return status;
+  pyr_status passed = PYR_OK;
+  if (stage < end) passed = pyr_ranks_pass(line, stage, stage + 1, out, bytes, NULL);
+  all[end] = bytes;
+  if (passed == PYR_OK) passed = pyr_ranks_gather_known(line, out, all, out);
+  return status == PYR_OK ? passed : status;
+}
+
 /* Scratch is laid out for the longest lane and serves all in turn. Lanes are evaluated one by
  * one, whatever the policy's `share`, from what the rows hold and have been given so far. */
 pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const pyr_score *score,
@@ -165,8 +186,7 @@ pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const p
     status = pyr_nomem(rt, work_bytes, "the scores of a cache");
   memset(out, 0, (size_t)cache->tokens * sizeof *out);
   status = pyr_ranks_agree(rt, status);
-  for (int l = first; l <= last && status == PYR_OK; l++)
-    status = look_at_layer(cache, l, &look, work, out);
+  if (status == PYR_OK) status = look_at_layers(cache, first, last, &look, work, out);
   status = pyr_ranks_end(rt, status);
   be->release(be, work, work_bytes);
   return status;

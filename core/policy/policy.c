@@ -286,6 +286,11 @@ pyr_status pyr_policy_ask(pyr_cache *cache, pyr_when when, const pyr_shape *shap
     return PYR_OK;
   }
   PYR_TRY(check_plan(&a, shape, plan, when));
+  if (cache->pool->model->line && pyr_plan_unites(plan))
+    return pyr_runtime_set_error(cache->pool->rt, PYR_UNSUPPORTED,
+                                 "policy %s, layer %d, %s: shares a budget among layers that lie on "
+                                 "several stages (ranks = \"pipeline\"; \"tensor\" does it)",
+                                 policy_name(cache), (int)shape->layer + 1, when_names[when]);
   switch (when) {
   case PYR_WHEN_PREFILL: adjust_last_layer(shape, plan); return PYR_OK;
   case PYR_WHEN_DECODE:  return check_decode(&a, shape, trigger, plan);

@@ -143,7 +143,8 @@ static pyr_status promote_all(const promotion *p) {
   pyr_backend *be = p->cache->pool->be;
   int32_t fault = 0;
   PYR_TRY(pyr_fill_zeros(be, p->fault, 1));
-  for (int layer = 0; layer < p->cache->layers; layer++) PYR_TRY(promote_layer(p, layer));
+  for (int layer = 0; layer < p->cache->layers; layer++)
+    if (pyr_model_has(p->cache->pool->model, layer)) PYR_TRY(promote_layer(p, layer));
   PYR_TRY(be->download(be, &fault, p->fault, sizeof fault));
   return fault ? refuse(p->cache, "a score is NaN or infinite") : PYR_OK;
 }
@@ -193,7 +194,7 @@ static pyr_status promote(promotion *p, int depth, int64_t longest) {
  * of all lanes of the ranks. A probe's numbers are of rows where they lay, and end. */
 static pyr_status promote_some(promotion *p, int depth, int64_t longest) {
   pyr_cache *cache = p->cache;
-  PYR_TRY(pyr_ranks_most(cache->pool->model->ranks, &longest));
+  PYR_TRY(pyr_ranks_most(pyr_runtime_ranks(cache->pool->rt), &longest));
   if (longest == 0) return PYR_OK;
   PYR_TRY(promote(p, depth, longest));
   pyr_cache_rows_changed(cache);
@@ -249,6 +250,7 @@ pyr_status pyr_cache_recall(pyr_cache *cache) {
   for (int layer = 0; layer < cache->layers && cache->below && status == PYR_OK; layer++) {
     if (recalled(cache, layer) == 0) continue;
     due = true;
+    if (!pyr_model_has(cache->pool->model, layer)) continue;
     status = pyr_recall_reserve(cache, layer);
     longest = pyr_max(longest, longest_below(cache, layer));
   }

@@ -116,3 +116,73 @@ pyr_status pyr_portions_make(pyr_runtime *rt, const pyr_model_config *c, int32_t
   }
   return PYR_OK;
 }
+
+/* ---- layers ---------------------------------------------------------------------------------- */
+
+/* Stages in turn take layers until the next one would be too much, and leave one for each stage
+ * behind them. Whether all fit. Five layers of 3, a tail of 5 and two stages, within 11 and 9:
+ *
+ *     11    3 3 3 | 3 3 + 5          stage 0 has 9, stage 1 has 11
+ *      9    3 3 3 | 3 3 + 5          11 are too much */
+static bool deal_within(const double *cost, int32_t layers, double tail, int stages, double most,
+                        pyr_slice *out) {
+  int32_t at = 0;
+  for (int s = 0; s < stages; s++) {
+    int32_t end = layers - (stages - 1 - s);
+    double sum = s == stages - 1 ? tail : 0;
+    out[s] = (pyr_slice){ at, 0 };
+    while (at < end && (out[s].count == 0 || s == stages - 1 || sum + cost[at] <= most))
+      sum += cost[at++], out[s].count++;
+    if (sum > most) return false;
+  }
+  return at == layers;
+}
+
+/* The least `most` that all fit in, found by halving what it may be: between nothing and all that
+ * there is, 60 times, which is beyond what doubles tell apart. Stages in front may be full then,
+ * and the last one light, which costs nothing: the one that has most says how long all take. */
+pyr_status pyr_layers_deal(pyr_runtime *rt, const double *cost, int32_t layers, double tail,
+                           int stages, pyr_slice *out) {
+  double low = 0, high = tail * 1.001;
+  if (layers < stages)
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "ranks: %d layers cannot be dealt out to %d "
+                                 "stages; take fewer", (int)layers, stages);
+  for (int32_t i = 0; i < layers; i++) high += cost[i] * 1.001;
+  for (int i = 0; i < 60; i++) {
+    double middle = low + (high - low) / 2;
+    if (deal_within(cost, layers, tail, stages, middle, out)) high = middle;
+    else low = middle;
+  }
+  (void)deal_within(cost, layers, tail, stages, high, out);
+  return PYR_OK;
+}
+
+/* Values that a token is multiplied by in a layer; of experts, those that it takes. */
+static double weights_of(const pyr_model_config *c, int32_t layer) {
+  double matrices = c->plain_mlp ? 2 : 3, width = c->width,
+      mlp = c->experts > 0 && !(c->dense && c->dense[layer])
+          ? (double)c->experts_used * c->expert_ff + c->shared_ff : (double)c->ff;
+  return width * (2.0 * c->head_dim * (c->heads + c->kv_heads) + matrices * mlp);
+}
+
+pyr_status pyr_stages_make(pyr_runtime *rt, const pyr_model_config *c, const int32_t *given,
+                           int stages, pyr_slice *out) {
+  int64_t sum = 0;
+  if (!given) {
+    size_t bytes = (size_t)c->layers * sizeof(double);
+    double *cost = pyr_alloc(rt, bytes);
+    if (!cost) return pyr_nomem(rt, bytes, "the stages of a model");
+    for (int32_t i = 0; i < c->layers; i++) cost[i] = weights_of(c, i);
+    pyr_status status = pyr_layers_deal(rt, cost, c->layers, (double)c->width * c->vocab, stages,
+                                        out);
+    pyr_release(rt, cost, bytes);
+    return status;
+  }
+  for (int s = 0; s < stages; s++) {
+    out[s] = (pyr_slice){ (int32_t)pyr_min(sum, c->layers), given[s] };
+    sum += given[s];
+  }
+  if (sum == c->layers) return PYR_OK;
+  return pyr_runtime_set_error(rt, PYR_ARGUMENT, "ranks: the stages have %lld layers, the model %d",
+                               (long long)sum, (int)c->layers);
+}

@@ -20,7 +20,11 @@ enum { SHORT = 8192, WHY = 512 };   /* floats of a short sum at most; bytes of a
 
 struct pyr_ranks {
   pyr_runtime *rt;             /* whose memory it is; not retained: the runtime owns this */
-  pyr_link link;
+  pyr_link link;               /* of a team, or a line, its rank and size alone … */
+  struct pyr_ranks *world;     /* … and whose ranks base, base + step … they are; else NULL */
+  int base, step;
+  struct pyr_ranks *team, *line;   /* of the world; NULL: alone, or the world itself */
+  pyr_arrangement how;
   float *scratch;              /* [room] what comes from the others to be added up */
   int64_t room;
   int depth;                   /* brackets that are open */
@@ -35,7 +39,41 @@ int pyr_ranks_rank(const pyr_ranks *r) { return r ? r->link.rank : 0; }
 int pyr_ranks_size(const pyr_ranks *r) { return r ? r->link.size : 1; }
 pyr_traffic pyr_ranks_traffic(const pyr_ranks *r) { return r ? r->traffic : (pyr_traffic){ 0 }; }
 
-pyr_status pyr_ranks_new(pyr_runtime *rt, const pyr_link *link, pyr_ranks **out) {
+/* The run itself, of a team or a line of it: whose link carries, breaks and counts. */
+static pyr_ranks *world_of(pyr_ranks *r) { return r->world ? r->world : r; }
+
+pyr_ranks *pyr_ranks_team(const pyr_ranks *r) {
+  if (!r || r->link.size == r->how.stages) return NULL;
+  return r->how.stages == 1 ? (pyr_ranks *)r : r->team;
+}
+pyr_ranks *pyr_ranks_line(const pyr_ranks *r) {
+  if (!r || r->how.stages == 1) return NULL;
+  return r->link.size == r->how.stages ? (pyr_ranks *)r : r->line;
+}
+const pyr_arrangement *pyr_ranks_arrangement(const pyr_ranks *r) { return &r->how; }
+
+/* `size` of the world's ranks, from `base` on by `step`, of which this is one:
+ *
+ *     a team     ranks 2, 3        base 2, step 1, size 2
+ *     a line     ranks 1, 3, 5     base 1, step 2, size 3
+ *
+ * What they swap goes over the world's link, as messages of its ranks, and counts as its traffic:
+ * so no link needs to know of teams. */
+static pyr_status part_of(pyr_ranks *world, int base, int step, int size, pyr_ranks **out) {
+  pyr_ranks *r = pyr_alloc_zero(world->rt, sizeof *r);
+  if (!r) return pyr_nomem(world->rt, sizeof *r, "the ranks");
+  r->rt = world->rt;
+  r->world = world, r->base = base, r->step = step;
+  r->link = (pyr_link){ .rank = (world->link.rank - base) / step, .size = size };
+  r->how.stages = 1;
+  *out = r;
+  return PYR_OK;
+}
+
+/* Rank 3 of six in three stages of two is member 1 of stage 1: its team are ranks 2 and 3, its line
+ * 1, 3 and 5. */
+pyr_status pyr_ranks_new(pyr_runtime *rt, const pyr_link *link, const pyr_arrangement *how,
+                         pyr_ranks **out) {
   pyr_ranks *r = pyr_alloc_zero(rt, sizeof *r);
   if (!r) {
     link->close(link->state);
@@ -43,13 +81,23 @@ pyr_status pyr_ranks_new(pyr_runtime *rt, const pyr_link *link, pyr_ranks **out)
   }
   r->rt = rt;
   r->link = *link;
-  *out = r;
-  return PYR_OK;
+  r->how = *how;
+  int each = link->size / how->stages, rank = link->rank;
+  pyr_status status = PYR_OK;
+  if (how->stages > 1 && each > 1) {
+    status = part_of(r, rank / each * each, 1, each, &r->team);
+    if (status == PYR_OK) status = part_of(r, rank % each, each, how->stages, &r->line);
+  }
+  if (status == PYR_OK) *out = r;
+  else pyr_ranks_free(r);
+  return status;
 }
 
 void pyr_ranks_free(pyr_ranks *r) {
   if (!r) return;
-  r->link.close(r->link.state);
+  pyr_ranks_free(r->team);
+  pyr_ranks_free(r->line);
+  if (r->link.close) r->link.close(r->link.state);
   pyr_release(r->rt, r->scratch, (size_t)r->room * sizeof *r->scratch);
   pyr_release(r->rt, r, sizeof *r);
 }
@@ -57,11 +105,16 @@ void pyr_ranks_free(pyr_ranks *r) {
 /* ---- swaps ----------------------------------------------------------------------------------- */
 
 static pyr_status say_broken(pyr_ranks *r) {
-  return pyr_runtime_set_error(r->rt, PYR_DEVICE, "%s", r->why);
+  return pyr_runtime_set_error(r->rt, PYR_DEVICE, "%s", world_of(r)->why);
 }
 
 /* The first failure is the one that is remembered: what follows it are only its consequences. */
 static pyr_status swap(pyr_ranks *r, const pyr_swap *with) {
+  if (r->world) {
+    pyr_swap all[PYR_RANKS_MAX] = { 0 };
+    for (int i = 0; i < r->link.size; i++) all[r->base + i * r->step] = with[i];
+    return swap(r->world, all);
+  }
   if (r->broken) return say_broken(r);
   char why[WHY - 16];
   if (r->link.swap(r->link.state, with, why, sizeof why) != 0) {
@@ -183,6 +236,9 @@ pyr_status pyr_ranks_gather_known(pyr_ranks *r, const void *mine, const size_t *
   return size == 1 ? PYR_OK : swap(r, with);
 }
 
+/* By which number messages call a rank: the run's. */
+static int number_of(const pyr_ranks *r, int i) { return r->world ? r->base + i * r->step : i; }
+
 /* Eight bytes to and from each: what a gather asks before, and what an agreement is. As both begin
  * so, a rank that agrees about its failure is heard by those who wait for its part of a gather.
  *
@@ -213,7 +269,7 @@ static pyr_status hear(pyr_ranks *r, int who, pyr_status status) {
   /* told once more, further out: the rank stands there already */
   bool named = strncmp(message, "rank ", 5) == 0 && strchr(message, ':');
   if (named) return pyr_runtime_set_error(r->rt, status, "%s", message);
-  return pyr_runtime_set_error(r->rt, status, "rank %d: %.480s", who, message);
+  return pyr_runtime_set_error(r->rt, status, "rank %d: %.480s", number_of(r, who), message);
 }
 
 /* Swaps a number, a failure being one below 0; the first failure ends it on all ranks. */
@@ -230,9 +286,11 @@ pyr_status pyr_ranks_gather(pyr_ranks *r, const void *mine, const size_t *bytes,
   PYR_TRY(ask(r, (int64_t)bytes[r->link.rank], bytes, numbers));
   for (int i = 0; i < r->link.size; i++)
     if (bytes[i] != PYR_RANKS_APART && numbers[i] != (int64_t)bytes[i]) {
-      snprintf(r->why, sizeof r->why, "ranks: rank %d has %lld bytes where rank %d waits for %zu: "
-               "they do not run the same calls", i, (long long)numbers[i], r->link.rank, bytes[i]);
-      r->broken = true;
+      pyr_ranks *all = world_of(r);
+      snprintf(all->why, sizeof all->why, "ranks: rank %d has %lld bytes where rank %d waits for "
+               "%zu: they do not run the same calls", number_of(r, i), (long long)numbers[i],
+               all->link.rank, bytes[i]);
+      all->broken = true;
       return say_broken(r);
     }
   return pyr_ranks_gather_known(r, mine, bytes, out);
@@ -261,9 +319,15 @@ pyr_status pyr_ranks_spread(pyr_ranks *r, void *data, size_t bytes) {
 }
 
 pyr_status pyr_ranks_bring(pyr_ranks *r, int from, const void *data, size_t bytes, void *out) {
+  return pyr_ranks_pass(r, from, 0, data, bytes, out);
+}
+
+pyr_status pyr_ranks_pass(pyr_ranks *r, int from, int to, const void *data, size_t bytes,
+                          void *out) {
   pyr_swap with[PYR_RANKS_MAX] = { 0 };
-  if (from == 0 || (r->link.rank != from && r->link.rank != 0)) return PYR_OK;
-  if (r->link.rank == from) with[0] = (pyr_swap){ data, bytes, NULL, 0 };
+  int rank = pyr_ranks_rank(r);
+  if (from == to || bytes == 0 || (rank != from && rank != to)) return PYR_OK;
+  if (rank == from) with[to] = (pyr_swap){ data, bytes, NULL, 0 };
   else with[from] = (pyr_swap){ NULL, 0, out, bytes };
   return swap(r, with);
 }
@@ -276,10 +340,14 @@ void pyr_ranks_begin(pyr_runtime *rt) {
 }
 
 pyr_status pyr_ranks_agree(pyr_runtime *rt, pyr_status status) {
-  pyr_ranks *r = pyr_runtime_ranks(rt);
+  return pyr_ranks_agree_in(pyr_runtime_ranks(rt), status);
+}
+
+/* A team that has agreed about a failure has yet to tell the others of it. */
+pyr_status pyr_ranks_agree_in(pyr_ranks *r, pyr_status status) {
   int64_t numbers[PYR_RANKS_MAX];
   if (pyr_ranks_size(r) == 1) return status;
-  if (r->broken) return status != PYR_OK ? status : say_broken(r);
+  if (world_of(r)->broken) return status != PYR_OK ? status : say_broken(r);
   if (r->told) return status != PYR_OK ? status : r->failed;
   return ask(r, -(int64_t)status, NULL, numbers);
 }
@@ -294,5 +362,8 @@ pyr_status pyr_ranks_end(pyr_runtime *rt, pyr_status status) {
 
 void pyr_ranks_leave(pyr_runtime *rt) {
   pyr_ranks *r = pyr_runtime_ranks(rt);
-  if (r && --r->depth == 0) r->told = false;
+  if (!r || --r->depth > 0) return;
+  r->told = false;
+  if (r->team) r->team->told = false;
+  if (r->line) r->line->told = false;
 }

@@ -61,9 +61,10 @@ local precisions = { auto = true, f32 = true, bf16 = true, int8 = true }
 ---  bytes, and the model fits into `memory` so; else "f32", and with an `isa` the precision that it
 ---  has. It costs 0.1 to 0.4 % of the perplexity of real models. `model.precision` says which it
 ---  is. nil: the host's default, which is PYRAMID_PRECISION in the program `pyramid`, else "auto"
----@field ranks? "tensor"
----  this process is one of several that MPI has started with the same script; each has its part of
----  every layer (docs/ranks.md)
+---@field ranks? string
+---  this process is one of several that MPI has started with the same script (docs/ranks.md):
+---  "tensor", each has its part of every layer; "pipeline", each has layers of its own, and
+---  "pipeline:18+12" says how many; "pipeline:2,tensor:2", both
 ---@field context? integer           positions, instead of those that the model was made for
 ---@field scaling? "none"|"linear"|"yarn"
 ---  what RoPE does to make room for a longer context: nothing (nil, "none"), divide all angles

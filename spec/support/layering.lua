@@ -40,7 +40,7 @@ local rank = {
   ["cache/cache"] = 6,
   ["cache/undo"] = 7, ["cache/check"] = 7, ["cache/truncate"] = 7, ["cache/slide"] = 7,
   ["cache/tiers"] = 7, ["cache/trial"] = 7, ["cache/pack"] = 7, ["cache/stride"] = 7,
-  ["cache/resident"] = 7, ["cache/tidy"] = 7,
+  ["cache/resident"] = 7, ["cache/tidy"] = 7, ["cache/line"] = 7, ["model/stages"] = 6,
   ["policy/query_stats"] = 7, ["policy/split"] = 7,
   ["policy/ranked"] = 7.5,
   ["policy/score"] = 8, ["policy/look"] = 9, ["policy/policy"] = 9, ["policy/track"] = 9,

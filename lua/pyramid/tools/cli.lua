@@ -147,7 +147,8 @@ function cli.add_model(parser, measures)
     { default = measures and "f32" or nil, choices = { "auto", "f32", "bf16", "int8" } })
   option(parser, "--ranks", "KIND",
     "This is one of several processes that mpirun started, all with the same arguments: tensor "
-      .. "gives each a part of every layer.", { choices = { "tensor" } })
+      .. "gives each a part of every layer, pipeline layers of its own (pipeline:18+12 says how "
+      .. "many), pipeline:2,tensor:2 both.")
   parser:flag("--no-map",
     "Read the weights instead of mapping their file: for files on a network, or that others may "
       .. "shorten.")

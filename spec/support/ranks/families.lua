@@ -15,7 +15,7 @@ local function check(fixture)
   local file = folder .. "/model.gguf"
   local function open(context)
     return assert(pyramid.model(files.exists(file) and file or folder,
-      { threads = 1, precision = "f32", ranks = "tensor", context = context }))
+      { threads = 1, precision = "f32", ranks = os.getenv "RANKS", context = context }))
   end
   local function near(logits, sequence, i, what)
     local vocab = sequence.shape[2]

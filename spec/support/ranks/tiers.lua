@@ -103,7 +103,8 @@ for _, kind in ipairs { "4", "2", "1" } do
     -- A budget of each rank, whose lanes are fewer than one process's: the same ids, at least.
     local cache <close> = assert(model:cache { dtype = "f32", pressure = "demote",
       tiers = { warm = { dtype = "f32", file = out .. ".warm", bytes = "4 MiB" } },
-      budget = 60 * 1024 * math.ceil(config.kv_heads / model:ranks().size) })
+      budget = (ranks or ""):find "pipeline" and 30 * 1024 * config.kv_heads
+        or 60 * 1024 * math.ceil(config.kv_heads / model:ranks().size) })
     local id = assert(cache:prefill(ids)):argmax()
     local made = go_on(cache, id, 150)
     lines[#lines + 1] = table.concat({ kind, "pressed", cache:rows(1), cache:fraction(), made },

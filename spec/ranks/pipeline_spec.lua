@@ -1,0 +1,286 @@
+-- Stages that have layers of their own (docs/ranks.md, "A pipeline"), alone and with several ranks in
+-- each: the same logits, ids and rows as one process, whatever is saved by whom, what is refused, and
+-- what happens when one of them fails.
+local lfs = require "lfs"
+
+local files = require "pyramid.files"
+local helper = require "spec.helper"
+local random_model = require "pyramid.tools.random_model"
+local run = require "spec.support.ranks.run"
+local shell = require "spec.support.shell"
+
+local function ranked(name, test)
+  if run.missing then pending(name .. ": " .. run.missing) else it(name, test) end
+end
+local scripts <const> = "spec/support/ranks/"
+local BOTH <const> = "pipeline:2,tensor:2"
+local folder
+
+setup(function()
+  folder = shell.folder()
+  for _, kv_heads in ipairs { 4, 2, 1 } do
+    for prefix, size in pairs { [""] = { 32, 96 }, wide = { 128, 192 } } do
+      assert(random_model.write(folder .. "/" .. prefix .. kv_heads, { dtype = "f32", seed = 3,
+        shape = { layers = 3, width = size[1], heads = 4, kv_heads = kv_heads, ff = size[2],
+          vocab = 272, context = 512 } }))
+    end
+  end
+end)
+teardown(function() shell.remove(folder) end)
+
+-- Runs a script alone (n = 1) or on ranks of a kind; all must end well.
+local function each(kind, n, ...)
+  local out, err, status
+  if n == 1 then out, err, status = shell.pyramid(...)
+  else out, err, status = run.mpirun(kind, n, ...) end
+  assert.equal(0, status, out .. err)
+  return out
+end
+
+-- A script of this spec's, by its text.
+local function written(name, text)
+  local path = ("%s/%s.lua"):format(folder, name)
+  local file = assert(io.open(path, "w"))
+  file:write([[
+    local pyramid = require "pyramid"
+    local rank = tonumber(os.getenv "OMPI_COMM_WORLD_RANK" or os.getenv "PMI_RANK")
+    local function open(options)
+      options.ranks, options.threads, options.precision = os.getenv "RANKS", 1, "f32"
+      return pyramid.model(arg[1], options)
+    end
+  ]], text)
+  file:close()
+  return path
+end
+
+describe("logits of every family", function()
+  local fixtures = {}
+  for _, kind in ipairs { "decoders", "families" } do
+    local parent = helper.fixture(kind)
+    for name in lfs.dir(parent) do
+      if files.exists(("%s/%s/golden.json"):format(parent, name)) then
+        fixtures[#fixtures + 1] = kind .. "/" .. name
+      end
+    end
+  end
+  table.sort(fixtures)
+
+  for kind, n in pairs { pipeline = 2, [BOTH] = 4 } do
+    ranked("are the golden ones, and so are 200 greedy ids: " .. kind, function()
+      local out, err = run.mpirun(kind, n, scripts .. "families.lua", table.unpack(fixtures))
+      for _, fixture in ipairs(fixtures) do
+        assert.truthy(out:find(fixture .. "\tok\n", 1, true), out .. err)
+      end
+    end)
+  end
+end)
+
+describe("policies of several stages", function()
+  local names = helper.policies()
+  table.move({ "cascade", "weighing-head", "weighing-pool" }, 1, 3, #names + 1, names)
+  -- Layers that share a budget lie on several stages.
+  local refused = { cake = true, kvzip = true, lava = true, cascade = true,
+    ["weighing-head"] = true, ["weighing-pool"] = true }
+
+  local function lines(path)
+    local out = {}
+    for line in helper.read(path):gmatch "[^\n]+" do out[#out + 1] = line end
+    return out
+  end
+
+  -- What cache:scores says of one policy on one model is five lines.
+  local function without_refused(list)
+    local out, at = {}, 0
+    for _ = 1, 3 do
+      for _, name in ipairs(names) do
+        for i = 1, 5 do if not refused[name] then out[#out + 1] = list[at + i] end end
+        at = at + 5
+      end
+    end
+    return out
+  end
+
+  for kind, n in pairs { pipeline = 2, ["pipeline:1+1+1"] = 3, [BOTH] = 4 } do
+    ranked("keep the rows that they keep in one process, or are refused: " .. kind, function()
+      each(nil, 1, scripts .. "policies.lua", folder .. "/alone", folder, table.unpack(names))
+      local out = ("%s/%d"):format(folder, n) .. "-ranks"
+      each(kind, n, scripts .. "policies.lua", out, folder, table.unpack(names))
+      local expected = lines(folder .. "/alone.0")
+      for rank = 0, n - 1 do
+        for i, line in ipairs(lines(("%s.%d"):format(out, rank))) do
+          local name = line:match "^%d (%S+)"
+          if refused[name] then
+            assert.matches("prefill: rank 0: policy " .. name:gsub("%-", "%%-")
+              .. ", layer %d, prefill: shares a budget among layers that lie on several", line)
+          else
+            assert.equal(expected[i], line)
+          end
+        end
+      end
+      local scores = lines(out .. ".0.scores")
+      for rank = 1, n - 1 do assert.same(scores, lines(("%s.%d.scores"):format(out, rank))) end
+      local alone = without_refused(lines(folder .. "/alone.0.scores"))
+      assert.equal(#alone, #scores)
+      -- Of stages alone the numbers are one process's to the bit.
+      if kind ~= BOTH then assert.same(alone, scores) end
+    end)
+  end
+end)
+
+describe("tiers of several stages", function()
+  local function tiers(kind, n, models, name, what)
+    local path = folder .. "/tiers-" .. name
+    each(kind, n, scripts .. "tiers.lua", path, models, what)
+    local first = helper.read(path .. ".0")
+    for rank = 1, n - 1 do assert.equal(first, helper.read(("%s.%d"):format(path, rank))) end
+    return first
+  end
+  local function copy(to)
+    assert(os.execute(("mkdir %s && cp -r %s %s %s %s"):format(to, folder .. "/1", folder .. "/2",
+      folder .. "/4", to)))
+    return to
+  end
+
+  ranked("hold the rows that they hold in one process", function()
+    local alone, several = copy(folder .. "/alone-tiers"), copy(folder .. "/several-tiers")
+    local expected, loaded = tiers(nil, 1, alone, "one", "save"), tiers(nil, 1, alone, "one", "load")
+    assert.equal(expected, tiers("pipeline", 2, several, "more", "save"))
+    assert.equal(loaded, tiers(nil, 1, several, "one", "load"))
+    assert.equal(loaded, tiers("pipeline", 2, alone, "more", "load"))
+  end)
+end)
+
+describe("a saved cache", function()
+  for _, kv_heads in ipairs { 2, 1 } do
+    ranked(("goes between stages, ranks and one process, of %d K/V heads"):format(kv_heads),
+      function()
+      local model = ("%s/wide%d"):format(folder, kv_heads)
+      local function go(kind, n, ...) each(kind, n, scripts .. "saving.lua", folder, model, ...) end
+      go(nil, 1, "save", "one")
+      local one = helper.read(folder .. "/save.0")
+      go("pipeline", 2, "save", "two")
+      assert.equal(one, helper.read(folder .. "/save.0"))
+      assert.equal(one, helper.read(folder .. "/save.1"))
+      assert.equal(helper.read(folder .. "/one"), helper.read(folder .. "/two"))
+      local rest, id = one:gsub("^next %d+\n", ""), one:match "^next (%d+)"
+      local cases = { { nil, 1, "two" }, { "pipeline", 2, "one" }, { "pipeline", 3, "two" },
+        { "tensor", 2, "two" } }
+      -- One K/V head's four query heads are 32 columns each of o: one block of q8_0 a rank.
+      if kv_heads == 2 then cases[#cases + 1] = { BOTH, 4, "one" } end
+      for _, case in ipairs(cases) do
+        go(case[1], case[2], "load", case[3], id)
+        assert.equal(rest, helper.read(folder .. "/load.0"))
+      end
+    end)
+  end
+end)
+
+describe("stages", function()
+  ranked("that do not fit the model or the run are refused in words", function()
+    local script = written("fits", [[print(rank, select(2, open {}))]])
+    local function said(kind, words)
+      local out, err = run.mpirun(kind, 2, script, folder .. "/2")
+      assert.truthy(out:find(words), out .. err)
+    end
+    said("pipeline:2+2", "the stages have 4 layers, the model 3")
+    said("pipeline:1+1+1", "does not fit 2 of them")
+    said("pipeline:2,tensor:2", "does not fit 2 of them")
+    said("pipeline:0", "is not known %(known: tensor, pipeline,")
+    said("pipeline,", "is not known")
+    said("pipeline:2,tensor:x", "is not known")
+  end)
+
+  ranked("hold their own layers' weights and rows", function()
+    local script = written("held", [[
+      local model = assert(open {})
+      local cache = assert(model:cache { dtype = "f32" })
+      local ids = {}
+      for i = 1, 64 do ids[i] = i end
+      assert(cache:prefill(ids))
+      local file = assert(io.open(arg[2] .. (rank or ""), "w"))
+      file:write(model.handle:bytes(), " ", cache:bytes())
+      file:close()
+    ]])
+    local function held(kind, n)
+      each(kind, n, script, folder .. "/wide2", folder .. "/held")
+      local weights, rows = {}, {}
+      for rank = 0, n - 1 do
+        local text = helper.read(folder .. "/held" .. (n > 1 and rank or ""))
+        weights[rank + 1], rows[rank + 1] = text:match "(%d+) (%d+)"
+      end
+      return weights, rows
+    end
+    local weights, rows = held(nil, 1)
+    local own, parts = held("pipeline:2+1", 2)
+    assert.equal(tonumber(rows[1]) // 3 * 2, tonumber(parts[1]))
+    assert.equal(tonumber(rows[1]) // 3, tonumber(parts[2]))
+    assert.truthy(tonumber(own[1]) < 0.8 * weights[1])
+    assert.truthy(tonumber(own[2]) < 0.7 * weights[1])
+  end)
+
+  ranked("of which one has no memory end the call on all, which changes nothing", function()
+    local script = written("memory", [[
+      local model = assert(open {})
+      local ids = {}
+      for i = 1, 300 do ids[i] = i % 271 end
+      for short = 0, 1 do
+        local cache = assert(model:cache { dtype = "f32", budget = rank == short and 40000 or nil })
+        local logits, message, code = cache:prefill(ids)
+        assert(cache:prefill { 1, 2, 3 })
+        for i = 1, 3 do
+          local rows = cache:rows(i, 1)
+          if rank == 1 then print(short, logits, code, message, rows) end
+        end
+      end
+    ]])
+    local out, err = run.mpirun("pipeline", 2, script, folder .. "/2")
+    for short = 0, 1 do
+      local _, lines = out:gsub(("%d\tnil\tbudget\trank %d: [^\n]*\t3\n"):format(short, short), "")
+      assert.equal(3, lines, out .. err)
+    end
+  end)
+
+  ranked("whose policy fails in one say which it was, and nothing has changed", function()
+    local script = written("fails", [[
+      local model = assert(open {})
+      for bad = 1, 3 do
+        local policy = pyramid.policy { name = "picky", prefill = function(_, l)
+          return { keep = l.index == bad and 0 or l.rows // 2 }
+        end }
+        local cache = assert(model:cache { dtype = "f32", policy = policy })
+        local _, message, code = cache:prefill { 1, 2, 3, 4, 5, 6, 7, 8 }
+        local rows = cache:rows(1, 1)
+        if rank == 0 then print(bad, code, message, rows) end
+      end
+    ]])
+    local out, err = run.mpirun("pipeline:2+1", 2, script, folder .. "/2")
+    for bad = 1, 3 do
+      assert.truthy(out:find(("%d\tpolicy\trank %d: policy picky, layer %d[^\n]*\t0\n"):format(bad,
+        bad == 3 and 1 or 0, bad)), out .. err)
+    end
+  end)
+
+  ranked("of which one is killed end, and say which it was", function()
+    local script = written("killed", [[
+      local model = assert(open {})
+      local cache = assert(model:cache())
+      assert(cache:prefill { 1, 2, 3 })
+      for i = 1, 400 do
+        if rank == tonumber(arg[2]) and i == tonumber(arg[3]) then
+          os.execute("kill -9 $PPID")
+          while true do end
+        end
+        local logits, message, code = cache:step(i % 271)
+        if not logits then io.stderr:write(code, ": ", message, "\n") os.exit(3) end
+      end
+    ]])
+    for _, case in ipairs { { 0, 7 }, { 1, 1 }, { 1, 200 } } do
+      local began = os.time()
+      local out, err, status = run.mpirun("pipeline", 2, script, folder .. "/2", case[1], case[2])
+      assert.not_equal(0, status)
+      assert.truthy(os.time() - began < 60)
+      assert.truthy((out .. err):find("rank " .. case[1]) or (out .. err):find "process rank",
+        out .. err)
+    end
+  end)
+end)
