@@ -112,10 +112,8 @@ typedef struct pyr_runtime_options {
                            where there is none */
   size_t why_bytes;
   const char *ranks;    /* since 0.2; NULL: this process is alone. "tensor": it is one of several
-                           that MPI has started, each with its part of every layer (docs/ranks.md).
-                           "pipeline": each has layers of its own; "pipeline:18+12": so many;
-                           "pipeline:2,tensor:2": both. All make the same calls, and get the same
-                           results. On the processor */
+                           that MPI has started, each with its part of every layer; "pipeline": with
+                           its own layers (docs/ranks.md). All make the same calls, on processors */
 } pyr_runtime_options;
 
 /* Which of the run's processes this is, of how many; bytes that it sent to the others and had. */

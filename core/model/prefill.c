@@ -64,6 +64,11 @@ typedef struct pyr_prefill {
   pyr_preparation how;             /* of the passes that follow, where plans wait for them */
   int64_t total;                   /* token-layers of the call, for progress */
   pyr_layer_plan plan;             /* of the layer that is running */
+  pyr_layer_plan *plans;           /* host [layers of the stage], where pieces of the prompt go
+                                      through all of them in turn; else NULL */
+  pyr_layer_plan *now;             /* the one that is looked at */
+  bool streams;                    /* whether they do, … */
+  bool told;                       /* … and the stage behind knows that this one has failed */
   pyr_lane_view *views, *below;    /* host [kv_heads]: of hot lanes; scratch of those below */
   pyr_score *scores;               /* host [layers] what each layer's plan ranked by */
   int32_t *faults;                 /* host [layers] */
@@ -77,7 +82,7 @@ typedef struct pyr_prefill {
  * a time. */
 static pyr_status prefill_reserve(pyr_prefill *p, int layer) {
   pyr_cache *cache = p->cache;
-  bool history = pyr_trigger_tracks(&p->plan.trigger);
+  bool history = pyr_trigger_tracks(&p->now->trigger);
   if (cache->undo) PYR_TRY(pyr_undo_layer(cache->undo, layer));
   pyr_cache_expect(cache, layer, p->alive);
   for (int head = 0; head < cache->heads; head++) {
@@ -85,7 +90,7 @@ static pyr_status prefill_reserve(pyr_prefill *p, int layer) {
     PYR_TRY(pyr_lane_reserve(cache, lane, p->alive, history));
     for (pyr_cache *at = cache->below; at; at = at->below)   /* to learn what queries need */
       PYR_TRY(pyr_lane_frame(at, pyr_cache_lane(at, layer, head)));
-    PYR_TRY(pyr_digests_reserve(cache->pool, &lane->digests, p->plan.read.by,
+    PYR_TRY(pyr_digests_reserve(cache->pool, &lane->digests, p->now->read.by,
                                 lane->rows + p->alive));
   }
   return pyr_lanes_list(cache, pyr_cache_lane(cache, layer, 0), cache->heads);
@@ -131,7 +136,7 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n
   pyr_backend *be = f->be;
   const pyr_model_config *c = &f->model->config;
   float *x = f->x + at * c->width;
-  bool wanted = pyr_observe_wants(&p->plan.seen, at, n);
+  bool wanted = pyr_observe_wants(&p->now->seen, at, n);
   /* After the last layer only the last token is looked at, unless logits of all are wanted: the
    * others leave their K and V and, where a score wants them, their queries. */
   bool last_only = layer == c->layers - 1 && !(p->flags & PYR_PREFILL_ALL),
@@ -146,8 +151,8 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n
     rot = f->rot;
   }
   PYR_TRY(pyr_layer_project(f, layer, x, rot, n, queries, &in));
-  PYR_TRY(pyr_layer_plan_observe_inputs(&p->plan, in, at, n));
-  bool learns = pyr_trigger_learns(&p->plan.trigger);
+  PYR_TRY(pyr_layer_plan_observe_inputs(p->now, in, at, n));
+  bool learns = pyr_trigger_learns(&p->now->trigger);
   if (learns) PYR_TRY(pyr_learned_apply(p->cache->learned, layer, f->learned, in, n));
   pyr_layer_views(p->cache, layer, p->views);
   pyr_append rows = { .lanes = p->views, .k = f->k, .v = f->v, .positions = f->pos + at, .n = n,
@@ -164,10 +169,10 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n
                       .window = c->window ? c->window[layer] : 0, .cap = c->score_cap,
                       .slopes = f->model->slopes, .sinks = f->model->layers[layer].sinks };
   pyr_attention lower;
-  if (wanted) pyr_layer_plan_ask_attention(&p->plan, &a, at);
+  if (wanted) pyr_layer_plan_ask_attention(p->now, &a, at);
   if (tiered) a.masses = NULL;   /* of all rows, and so summed up once the tiers are joined */
   PYR_TRY(pyr_layer_attend(f, layer, &a, &p->cache, 1, 1, NULL, NULL, &lower, p->below));
-  if (wanted) PYR_TRY(pyr_layer_plan_observe(&p->plan, &a, rot, at));
+  if (wanted) PYR_TRY(pyr_layer_plan_observe(p->now, &a, rot, at));
   if (last_only && !holds_last) return PYR_OK;
   return pyr_layer_finish(f, &f->model->layers[layer], x, last_only ? n - 1 : 0, n);
 }
@@ -204,6 +209,7 @@ static pyr_status prefill_run(pyr_prefill *p, int layer) {
 /* The plan's memory lives from begin to free, around one layer: the next layer's takes its
  * place. */
 static pyr_status prefill_layer(pyr_prefill *p, int layer) {
+  p->now = &p->plan;
   pyr_status s = pyr_layer_plan_ask(&p->plan, p->cache, layer, p->n, p->alive, p->flags);
   if (s == PYR_OK) s = prefill_reserve(p, layer);
   p->scores[layer] = p->plan.eviction.plan.score;
@@ -272,37 +278,152 @@ static pyr_status prefill_source(pyr_prefill *p) {
   return pyr_forward_embed(f->be, f->model, f->x, f->ids, p->n);
 }
 
-/* From the prompt to results (NULL: not wanted); all memory but the lanes' and the plans' is there.
- * The order is that of the computation: nothing goes back to the host before the last layer has
- * been asked for, so a device is never waited for in between, but where a plan's counts depend on
- * scores, or its policy ranks by a function of its own. */
-static pyr_status prefill_layers(pyr_prefill *p, float *results) {
-  pyr_cache *cache = p->cache;
+/* The prompt's tokens and their positions, where they enter the model. The order of all this is that
+ * of the computation: nothing goes back to the host before the last layer has been asked for, so a
+ * device is never waited for in between, but where a plan's counts depend on scores, or its policy
+ * ranks by a function of its own. */
+static pyr_status prefill_enter(pyr_prefill *p) {
   pyr_forward *f = &p->f;
   pyr_backend *be = f->be;
-  const pyr_model_config *c = &f->model->config;
+  PYR_TRY(pyr_fill_zeros(be, f->faults, f->model->config.layers));
+  if (!pyr_model_begins(f->model)) return PYR_OK;
+  PYR_TRY(prefill_source(p));
+  PYR_TRY(be->iota(be, f->pos, (int32_t)p->cache->tokens, p->n));
+  return pyr_forward_add_positions(f, f->pos, p->n);
+}
+
+/* All of the prompt through a layer, and then through the next; of a stage that is not the first
+ * what the one before has left of it. All memory but the lanes' and the plans' is there. */
+static pyr_status prefill_layers(pyr_prefill *p) {
+  pyr_forward *f = &p->f;
   const pyr_slice own = f->model->own;
-  PYR_TRY(pyr_fill_zeros(be, f->faults, c->layers));
-  if (pyr_model_begins(f->model)) {
-    PYR_TRY(prefill_source(p));
-    PYR_TRY(be->iota(be, f->pos, (int32_t)cache->tokens, p->n));
-    PYR_TRY(pyr_forward_add_positions(f, f->pos, p->n));
-  } else {
-    PYR_TRY(pyr_stage_receive(f->model, f->x, f->pos, p->n, &p->alive));
-    cache->evicted += (p->n - p->alive) * own.count * c->kv_heads;
-  }
+  PYR_TRY(pyr_stage_receive(f->model, f->x, f->pos, p->n, &p->alive));
+  p->cache->evicted += (p->n - p->alive) * own.count * f->model->config.kv_heads;
   for (int layer = own.first; layer < own.first + own.count; layer++)
     PYR_TRY(prefill_layer(p, layer));
-  PYR_TRY(pyr_layer_plans_end(&p->plan));
-  if (results && pyr_model_ends(f->model)) PYR_TRY(prefill_results(p, results));
-  if (cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE)) PYR_TRY(prefill_check(p));
+  return pyr_layer_plans_end(&p->plan);
+}
+
+/* results: NULL where none are wanted. */
+static pyr_status prefill_leave(pyr_prefill *p, float *results) {
+  if (results && pyr_model_ends(p->f.model)) PYR_TRY(prefill_results(p, results));
+  return p->cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE) ? prefill_check(p) : PYR_OK;
+}
+
+/* ---- pieces of a prompt in flight ------------------------------------------------------------ */
+
+/* Where all rows of a prompt stay, and nothing is looked at while it is read, a stage need not have
+ * all of it before the next one begins: it goes through in pieces, of which each layer sees one
+ * after the other, as it sees chunks. Attention is causal, so that rows are the same.
+ *
+ *     stage 0   piece 1   piece 2   piece 3   piece 4
+ *     stage 1             piece 1   piece 2   piece 3   piece 4        5 instead of 8
+ *
+ * Of 1,000 tokens and two stages the pieces are of 128: smaller ones would leave products bound by
+ * reading weights, larger ones the second stage idle. What is left at the end goes with the last
+ * one, as few tokens' products are summed in another order. All stages come to the same answer.
+ * Where pages are packed, or rows slide out of windows, a layer's must go before the next one's
+ * come. */
+enum { LEAST_FLIGHT = 128, FLIGHT_UNIT = 64 };
+
+static int64_t flight_of(const pyr_model *model, int64_t n) {
+  int64_t each = n / (4 * pyr_ranks_size(model->line));
+  each = (each + FLIGHT_UNIT - 1) / FLIGHT_UNIT * FLIGHT_UNIT;
+  return pyr_min(pyr_max(each, LEAST_FLIGHT), PYR_CHUNK - FLIGHT_UNIT);
+}
+
+static bool may_stream(const pyr_prefill *p) {
+  const pyr_cache *cache = p->cache;
+  const pyr_model *model = cache->pool->model;
+  bool plain = p->flags & PYR_PREFILL_NO_PRUNE
+      || !(cache->policy.prefill || cache->policy.decode || cache->policy.trigger);
+  if (!model->line || !plain || model->slides || p->n <= LEAST_FLIGHT) return false;
+  for (const pyr_cache *at = cache; at; at = at->below)
+    if (pyr_layout_packs(at->pool->layout)) return false;
+  for (int layer = 0; layer < cache->layers; layer++)
+    if (pyr_trigger_tracks(&cache->states[layer].trigger)) return false;
+  return true;
+}
+
+/* All layers' plans, none of which lets a row go, and room for all rows. */
+static pyr_status stream_begin(pyr_prefill *p) {
+  const pyr_slice own = p->f.model->own;
+  pyr_status s = PYR_OK;
+  for (int i = 0; i < own.count && s == PYR_OK; i++) {
+    int layer = own.first + i;
+    p->now = &p->plans[i];
+    s = pyr_layer_plan_ask(p->now, p->cache, layer, p->n, p->n, p->flags);
+    if (s == PYR_OK) s = prefill_reserve(p, layer);
+    p->scores[layer] = p->now->eviction.plan.score;
+    if (s == PYR_OK) s = pyr_layer_plan_begin(p->now, p->f.faults + layer);
+  }
+  return pyr_model_agree(p->f.model, s);
+}
+
+/* Tokens [at, at + n) through all layers of the stage. */
+static pyr_status stream_piece(pyr_prefill *p, int64_t at, int64_t n) {
+  const pyr_slice own = p->f.model->own;
+  for (int i = 0; i < own.count; i++) {
+    pyr_runtime *rt = p->cache->pool->rt;
+    p->now = &p->plans[i];
+    int64_t done = at * p->cache->layers + i * n;
+    PYR_TRY(pyr_model_agree(p->f.model, pyr_progress(rt, done, p->total)));
+    PYR_TRY(prefill_chunk(p, own.first + i, at, n));
+  }
   return PYR_OK;
 }
 
+static pyr_status stream_end(pyr_prefill *p) {
+  const pyr_slice own = p->f.model->own;
+  const int32_t *survivors;
+  for (int i = 0; i < own.count; i++) {
+    int64_t kept = p->n;
+    PYR_TRY(pyr_layer_plan_end(&p->plans[i], &survivors, &kept));
+    p->cache->computed += p->n;
+  }
+  return PYR_OK;
+}
+
+/* Who fails goes on taking what the stage before sends, which would wait for ever else, and tells
+ * the stage behind once. */
+static pyr_status prefill_stream(pyr_prefill *p, pyr_status s) {
+  const pyr_model *model = p->f.model;
+  int64_t width = model->config.width, piece = flight_of(model, p->n);
+  bool ended = false;                  /* the stage before, or this one, has said that it failed */
+  if (s == PYR_OK) s = stream_begin(p);
+  for (int64_t at = 0, n; at < p->n; at += n) {
+    n = p->n - at < piece + FLIGHT_UNIT ? p->n - at : piece;
+    int64_t got = n;
+    float *x = p->f.x + at * width;
+    if (!ended) {
+      pyr_status came = pyr_stage_receive(model, x, p->f.pos + at, n, &got);
+      ended = came != PYR_OK && !pyr_model_begins(model);
+      if (s == PYR_OK) s = came;
+    }
+    if (s == PYR_OK) s = stream_piece(p, at, n);
+    if (!p->told) {
+      pyr_status sent = pyr_stage_send(model, s, x, p->f.pos + at, n);
+      p->told = s != PYR_OK;
+      if (s == PYR_OK) s = sent;
+    }
+  }
+  return s == PYR_OK ? stream_end(p) : s;
+}
+
+/* ---- a stage --------------------------------------------------------------------------------- */
+
 /* Where there are several stages, all hear how it went before the last one tells its results. */
 static pyr_status prefill_stage(pyr_prefill *p, float *results) {
-  pyr_status status = prefill_layers(p, results);
-  return pyr_stage_send(p->f.model, status, p->f.x, p->f.pos, p->alive);
+  const pyr_model *model = p->f.model;
+  pyr_status s = prefill_enter(p);
+  if (p->streams) {
+    s = prefill_stream(p, s);
+    if (s == PYR_OK) s = prefill_leave(p, results);
+    return s;
+  }
+  if (s == PYR_OK) s = prefill_layers(p);
+  if (s == PYR_OK) s = prefill_leave(p, results);
+  return pyr_stage_send(model, s, p->f.x, p->f.pos, p->alive);
 }
 
 /* A chunk's logits at a time are made; they go to all stages at once, when nothing can fail any
@@ -373,6 +494,12 @@ static void prefill_layout_host(pyr_prefill *p, pyr_arena *host) {
     const pyr_model_config *c = &p->f.model->config;
     PYR_PART(host, p->needs, c->layers * (int64_t)c->kv_heads * c->head_dim);
     PYR_PART(host, p->queries, pyr_min(p->n, PYR_CHUNK) * c->heads * c->head_dim);
+  }
+  if (p->streams) {
+    int32_t own = p->f.model->own.count;
+    PYR_PART(host, p->plans, own);
+    for (int i = 0; i < own; i++)
+      pyr_layer_plan_layout_host(p->plans ? &p->plans[i] : &p->plan, p->cache, host);
   }
   pyr_layer_plan_layout_host(&p->plan, p->cache, host);
 }
@@ -451,9 +578,11 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
   pyr_forward_mark(cache);
   if (s == PYR_OK) s = pyr_ids_put(cache->pool, &cache->ids, cache->tokens, ids, n);
   if (s == PYR_OK) s = prefill_ask_preparation(&p);
+  p.streams = may_stream(&p);
   if (s == PYR_OK) s = prefill_memory(&p, logits != NULL, &block, &host);
   s = pyr_ranks_agree(rt, s);
   if (s == PYR_OK) s = prefill_stage(&p, logits);
+  for (int i = 0; i < model->own.count && p.plans; i++) pyr_layer_plan_free(&p.plans[i]);
   pyr_layer_plans_free(&p.plan, cache);
   be->release(be, block.block, block.used);
   cache->pool->coming = 0;

@@ -5,8 +5,8 @@
  *     stage 1   -> x, pos                layers 19 to 29, logits ->
  *     both                               -> logits
  *
- * A stage that fails hands that on in the place of tokens, so that nobody waits for it; which one it
- * was all hear at the next agreement. Where there is one stage these do nothing. */
+ * A stage that fails hands that on in the place of tokens, so that nobody waits for it; which one
+ * it was all hear at the next agreement. Where there is one stage these do nothing. */
 #ifndef PYR_STAGES_H
 #define PYR_STAGES_H
 

@@ -1,6 +1,6 @@
--- Stages that have layers of their own (docs/ranks.md, "A pipeline"), alone and with several ranks in
--- each: the same logits, ids and rows as one process, whatever is saved by whom, what is refused, and
--- what happens when one of them fails.
+-- Stages that have layers of their own (docs/ranks.md, "A pipeline"), alone and with several ranks
+-- in each: the same logits, ids and rows as one process, whatever is saved by whom, what is refused,
+-- and what happens when one of them fails.
 local lfs = require "lfs"
 
 local files = require "pyramid.files"
@@ -143,7 +143,8 @@ describe("tiers of several stages", function()
 
   ranked("hold the rows that they hold in one process", function()
     local alone, several = copy(folder .. "/alone-tiers"), copy(folder .. "/several-tiers")
-    local expected, loaded = tiers(nil, 1, alone, "one", "save"), tiers(nil, 1, alone, "one", "load")
+    local expected = tiers(nil, 1, alone, "one", "save")
+    local loaded = tiers(nil, 1, alone, "one", "load")
     assert.equal(expected, tiers("pipeline", 2, several, "more", "save"))
     assert.equal(loaded, tiers(nil, 1, several, "one", "load"))
     assert.equal(loaded, tiers("pipeline", 2, alone, "more", "load"))
@@ -216,6 +217,37 @@ describe("stages", function()
     assert.equal(tonumber(rows[1]) // 3, tonumber(parts[2]))
     assert.truthy(tonumber(own[1]) < 0.8 * weights[1])
     assert.truthy(tonumber(own[2]) < 0.7 * weights[1])
+  end)
+
+  ranked("give a prompt's logits to the bit, whose pieces are in flight", function()
+    local script = written("pieces", [[
+      local model = assert(open {})
+      local lines = {}
+      for _, n in ipairs { 128, 129, 250, 270, 400 } do
+        local ids, half = {}, {}
+        for i = 1, n do ids[i] = i * 37 % 271 end
+        for i = 1, 100 do half[i] = i * 31 % 271 end
+        for _, first in ipairs { {}, half } do
+          local cache <close> = assert(model:cache { dtype = "f32" })
+          if #first > 0 then assert(cache:prefill(first)) end
+          local before = model:ranks().swaps
+          local logits = assert(cache:prefill(ids, { all = true }))
+          lines[#lines + 1] = table.concat(logits[n]:totable(), " ")
+          lines[#lines + 1] = table.concat(logits[1]:totable(), " ")
+          lines[#lines + 1] = table.concat(assert(cache:step(7)):totable(), " ")
+          if rank then
+            assert(model:ranks().swaps - before >= 3 * math.max(n // 128, 1))
+          end
+        end
+      end
+      local file = assert(io.open(arg[2] .. (rank or ""), "w"))
+      file:write(table.concat(lines, "\n"))
+      file:close()
+    ]])
+    each(nil, 1, script, folder .. "/2", folder .. "/pieces")
+    each("pipeline", 3, script, folder .. "/2", folder .. "/pieces")
+    local expected = helper.read(folder .. "/pieces")
+    for rank = 0, 2 do assert.truthy(expected == helper.read(folder .. "/pieces" .. rank)) end
   end)
 
   ranked("of which one has no memory end the call on all, which changes nothing", function()
