@@ -34,6 +34,7 @@
  * model). */
 #include "llogits.h"
 #include "lvector.h"
+#include "model/flight.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -323,6 +324,52 @@ static int read_prompt(lua_State *L, bool embeddings) {
 
 static int cache_read_ids(lua_State *L) { return read_prompt(L, false); }
 static int cache_read_embeddings(lua_State *L) { return read_prompt(L, true); }
+
+/* core.read_together(caches, prompts) -> the last logits of the first so many that were read; which
+ * are none, where they are to be read one by one, and fewer than all where one fails. */
+static int core_read_together(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TTABLE);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  lua_settop(L, 2);
+  lua_Integer count = luaL_len(L, 1);
+  luaL_argcheck(L, count >= 1 && count <= 1 << 20 && luaL_len(L, 2) == count, 2,
+                "one prompt for each cache");
+  size_t n = (size_t)count;
+  luaL_checkstack(L, 16, "prompts");
+  lua_createtable(L, 2 * (int)count, 0);                 /* keeps caches and ids: at 3 */
+  cache_box **boxes = lua_newuserdatauv(L, n * sizeof *boxes, 0);
+  pyr_cache **caches = lua_newuserdatauv(L, n * sizeof *caches, 0);
+  const int32_t **ids = lua_newuserdatauv(L, n * sizeof *ids, 0);
+  int64_t *lengths = lua_newuserdatauv(L, n * sizeof *lengths, 0);
+  float **logits = lua_newuserdatauv(L, n * sizeof *logits, 0);
+  for (lua_Integer i = 0; i < count; i++) {
+    lua_Integer length;
+    lua_geti(L, 1, i + 1);
+    (void)check_idle(L, -1);
+    lua_rawseti(L, 3, i + 1);
+    lua_geti(L, 2, i + 1);
+    ids[i] = read_ids(L, lua_gettop(L), &length);
+    lengths[i] = length;
+    lua_rawseti(L, 3, count + i + 1);
+    lua_pop(L, 1);
+  }
+  lua_rawgeti(L, 3, 1);
+  int32_t vocab = pyr_model_get_config(pyr_cache_model(check_idle(L, -1)->cache))->vocab;
+  float *all = pyr_lua_new_logits_buffer(L, count, vocab);
+  int buffer = lua_gettop(L), done;
+  for (lua_Integer i = 0; i < count; i++) {
+    lua_rawgeti(L, 3, i + 1);
+    boxes[i] = check_idle(L, -1);
+    caches[i] = boxes[i]->cache, logits[i] = all + i * vocab;
+    lua_pop(L, 1);
+  }
+  lua_State *outer = pyr_lua_enter(L);
+  for (lua_Integer i = 0; i < count; i++) boxes[i]->busy = true;
+  (void)pyr_prefill_flight(caches, ids, lengths, (int)count, logits, &done);
+  for (lua_Integer i = 0; i < count; i++) boxes[i]->busy = false;
+  pyr_lua_leave(L, outer);
+  return push_rows_of_logits(L, buffer, done, vocab);
+}
 
 static int core_embed(lua_State *L) {
   lua_Integer n;
@@ -880,7 +927,9 @@ void pyr_lua_open_cache(lua_State *L) {
   };
   static const luaL_Reg functions[] = { { "pool", core_pool }, { "cache", core_cache },
                                         { "load_cache", core_load_cache },
-                                        { "step", core_step }, { "embed", core_embed },
+                                        { "step", core_step },
+                                        { "read_together", core_read_together },
+                                        { "embed", core_embed },
                                         { "set_owner", cache_set_owner },
                                             { NULL, NULL } };
   pyr_lua_new_class(L, POOL, pool_methods, pool_close);

@@ -28,6 +28,7 @@
  * computed. A failed prefill puts older rows back (undo.h), or drops its rows again where no
  * older row changes. */
 #include "model/forward.h"
+#include "model/flight.h"
 #include "model/stages.h"
 #include "policy/evict.h"
 #include "policy/policy.h"
@@ -63,6 +64,10 @@ typedef struct pyr_prefill {
   int flags;
   pyr_preparation how;             /* of the passes that follow, where plans wait for them */
   int64_t total;                   /* token-layers of the call, for progress */
+  int64_t computed, evicted, held; /* of the cache before; rows that count as the prompt's */
+  bool begun;                      /* lanes are marked */
+  pyr_undo *undo;                  /* the way back, where one is needed */
+  pyr_arena host;                  /* host memory: */
   pyr_layer_plan plan;             /* of the layer that is running */
   pyr_layer_plan *plans;           /* host [layers of the stage], where pieces of the prompt go
                                       through all of them in turn; else NULL */
@@ -278,10 +283,10 @@ static pyr_status prefill_source(pyr_prefill *p) {
   return pyr_forward_embed(f->be, f->model, f->x, f->ids, p->n);
 }
 
-/* The prompt's tokens and their positions, where they enter the model. The order of all this is that
- * of the computation: nothing goes back to the host before the last layer has been asked for, so a
- * device is never waited for in between, but where a plan's counts depend on scores, or its policy
- * ranks by a function of its own. */
+/* The prompt's tokens and their positions, where they enter the model. The order of all this is
+ * that of the computation: nothing goes back to the host before the last layer has been asked for,
+ * so a device is never waited for in between, but where a plan's counts depend on scores, or its
+ * policy ranks by a function of its own. */
 static pyr_status prefill_enter(pyr_prefill *p) {
   pyr_forward *f = &p->f;
   pyr_backend *be = f->be;
@@ -297,7 +302,6 @@ static pyr_status prefill_enter(pyr_prefill *p) {
 static pyr_status prefill_layers(pyr_prefill *p) {
   pyr_forward *f = &p->f;
   const pyr_slice own = f->model->own;
-  PYR_TRY(pyr_stage_receive(f->model, f->x, f->pos, p->n, &p->alive));
   p->cache->evicted += (p->n - p->alive) * own.count * f->model->config.kv_heads;
   for (int layer = own.first; layer < own.first + own.count; layer++)
     PYR_TRY(prefill_layer(p, layer));
@@ -412,15 +416,18 @@ static pyr_status prefill_stream(pyr_prefill *p, pyr_status s) {
 
 /* ---- a stage --------------------------------------------------------------------------------- */
 
-/* Where there are several stages, all hear how it went before the last one tells its results. */
-static pyr_status prefill_stage(pyr_prefill *p, float *results) {
+/* Where there are several stages, all hear how it went before the last one tells its results. s:
+ * what has become of this one so far; one that has failed takes and hands on what is due. */
+static pyr_status prefill_stage(pyr_prefill *p, pyr_status s, float *results) {
   const pyr_model *model = p->f.model;
-  pyr_status s = prefill_enter(p);
+  if (s == PYR_OK) s = prefill_enter(p);
   if (p->streams) {
     s = prefill_stream(p, s);
     if (s == PYR_OK) s = prefill_leave(p, results);
     return s;
   }
+  pyr_status came = pyr_stage_receive(model, p->f.x, p->f.pos, p->n, &p->alive);
+  if (s == PYR_OK) s = came;
   if (s == PYR_OK) s = prefill_layers(p);
   if (s == PYR_OK) s = prefill_leave(p, results);
   return pyr_stage_send(model, s, p->f.x, p->f.pos, p->alive);
@@ -504,34 +511,48 @@ static void prefill_layout_host(pyr_prefill *p, pyr_arena *host) {
   pyr_layer_plan_layout_host(&p->plan, p->cache, host);
 }
 
-/* Takes the memory of a whole prefill: activations in *block, host arrays in *host. The caller
- * releases both, whatever is returned. Two blocks, so that failure has two things to give back,
- * whatever was laid out in them. rows: the most that a lane can hold during the pass, before
- * anything is evicted. */
-static pyr_status prefill_memory(pyr_prefill *p, bool logits, pyr_arena *block, pyr_arena *host) {
-  pyr_cache *cache = p->cache;
-  pyr_backend *be = p->f.be;
-  pyr_runtime *rt = cache->pool->rt;
-  int64_t chunk = pyr_min(p->n, PYR_CHUNK), rows = p->n;
-  int64_t logit_rows = !logits || p->flags & PYR_PREFILL_STATES ? 0
+/* What the activations are of. */
+static pyr_extent extent_of(const pyr_prefill *p, bool logits) {
+  int64_t chunk = pyr_min(p->n, PYR_CHUNK);
+  int64_t rows = !logits || p->flags & PYR_PREFILL_STATES ? 0
       : p->flags & PYR_PREFILL_ALL ? chunk : 1;
-  pyr_extent extent = pyr_extent_of_prompt(p->f.model, p->n, logit_rows, cache->below != NULL);
-  pyr_arena count = { 0 }, host_count = { 0 };
-  prefill_layout_host(p, &host_count);
-  host->block = pyr_alloc_zero(rt, host_count.used);
-  if (!host->block) return pyr_nomem(rt, host_count.used, "the activations of a prefill");
-  prefill_layout_host(p, host);
+  return pyr_extent_of_prompt(p->f.model, p->n, rows, p->cache->below != NULL);
+}
 
-  pyr_forward_layout(&p->f, &extent, &count);
-  block->block = be->alloc(be, count.used);
-  if (!block->block) return pyr_nomem(rt, count.used, "the activations of a prefill");
-  pyr_forward_layout(&p->f, &extent, block);
+/* Takes the memory of a whole prefill: host arrays, in p->host, … */
+static pyr_status prefill_host(pyr_prefill *p) {
+  pyr_runtime *rt = p->cache->pool->rt;
+  pyr_arena count = { 0 };
+  prefill_layout_host(p, &count);
+  p->host.block = pyr_alloc_zero(rt, count.used);
+  if (!p->host.block) return pyr_nomem(rt, count.used, "the activations of a prefill");
+  prefill_layout_host(p, &p->host);
+  return PYR_OK;
+}
 
-  rows += pyr_cache_longest(cache);
+/* … what kernels set aside (rows: the most that a lane can hold during the pass, before anything is
+ * evicted), … */
+static pyr_status prefill_scratch(pyr_prefill *p) {
+  pyr_cache *cache = p->cache;
+  int64_t chunk = pyr_min(p->n, PYR_CHUNK), rows = p->n + pyr_cache_longest(cache);
   pyr_work work = pyr_forward_work(p->f.model, chunk, rows, 1);
   work.masses = cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE) ? PYR_MASSES : 0;
   PYR_TRY(pyr_ranks_reserve(p->f.model->ranks, chunk * p->f.model->config.width));
-  return be->reserve(be, &work);
+  return p->f.be->reserve(p->f.be, &work);
+}
+
+/* … and activations in *block. The caller releases both blocks, whatever is returned: so failure
+ * has two things to give back, whatever was laid out in them. */
+static pyr_status prefill_block(pyr_prefill *p, bool logits, pyr_arena *block) {
+  pyr_backend *be = p->f.be;
+  pyr_extent extent = extent_of(p, logits);
+  pyr_arena count = { 0 };
+  pyr_forward_layout(&p->f, &extent, &count);
+  block->block = be->alloc(be, count.used);
+  if (!block->block)
+    return pyr_nomem(p->cache->pool->rt, count.used, "the activations of a prefill");
+  pyr_forward_layout(&p->f, &extent, block);
+  return prefill_scratch(p);
 }
 
 /* What an older row can lose: its place, its key or its values (a plan evicts, turns or merges),
@@ -545,18 +566,11 @@ static bool changes_older_rows(const pyr_cache *cache, int flags) {
   return false;
 }
 
-/* Three ways back, from the most that may have changed to the least: undo, where older rows may
- * have; clear, where there were none; drop_marked, where only new rows came. Counters move at
- * the end, but for `computed` and `evicted`, which are put back. */
-static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *embeddings, int64_t n,
-                          int flags, float *logits) {
+/* What is the same on all ranks, before anything is touched. */
+static pyr_status prefill_check_call(pyr_cache *cache, const int32_t *ids, const float *embeddings,
+                                     int64_t n) {
   pyr_runtime *rt = cache->pool->rt;
-  pyr_backend *be = cache->pool->be;
   const pyr_model *model = cache->pool->model;
-  pyr_undo *undo = NULL;
-  pyr_prefill p = { .cache = cache, .ids = ids, .embeddings = embeddings, .n = n, .alive = n,
-                    .flags = flags,
-                    .f = { .model = model, .be = be, .layout = cache->pool->layout } };
   if (!model->ready) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the model is not ready");
   if (pyr_runtime_here(rt) != PYR_OK) return PYR_DEVICE;
   if (n < 1)
@@ -564,54 +578,181 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
                                  "the prompt is empty: a prefill needs at least one token");
   if (ids) PYR_TRY(pyr_forward_check_ids(rt, &model->config, ids, n));
   PYR_TRY(pyr_forward_check_room(cache, n));
-  if (embeddings) PYR_TRY(check_embeddings(rt, &model->config, embeddings, n));
+  return embeddings ? check_embeddings(rt, &model->config, embeddings, n) : PYR_OK;
+}
 
-  /* A failure drops the new rows again; more is needed only where older rows, or what is tracked of
-   * them, change. */
-  int64_t computed = cache->computed, evicted = cache->evicted, held = 0;
-  for (int layer = 0; layer < cache->layers && (flags & PYR_PREFILL_WHOLE); layer++)
-    held = pyr_max(held, pyr_cache_layer_rows(cache, layer));
-  pyr_arena block = { 0 }, host = { 0 };
+static pyr_prefill prefill_of(pyr_cache *cache, const int32_t *ids, const float *embeddings,
+                              int64_t n, int flags) {
+  const pyr_pool *pool = cache->pool;
+  return (pyr_prefill){ .cache = cache, .ids = ids, .embeddings = embeddings, .n = n, .alive = n,
+                        .flags = flags, .computed = cache->computed, .evicted = cache->evicted,
+                        .f = { .model = pool->model, .be = pool->be, .layout = pool->layout } };
+}
+
+/* A failure drops the new rows again; more is needed only where older rows, or what is tracked of
+ * them, change. */
+static pyr_status prefill_begin(pyr_prefill *p) {
+  pyr_cache *cache = p->cache;
   pyr_status s = PYR_OK;
-  pyr_ranks_begin(rt);
-  if (cache->tokens > 0 && changes_older_rows(cache, flags)) s = pyr_undo_new(cache, &undo);
+  for (int layer = 0; layer < cache->layers && (p->flags & PYR_PREFILL_WHOLE); layer++)
+    p->held = pyr_max(p->held, pyr_cache_layer_rows(cache, layer));
+  if (cache->tokens > 0 && changes_older_rows(cache, p->flags)) s = pyr_undo_new(cache, &p->undo);
   pyr_forward_mark(cache);
-  if (s == PYR_OK) s = pyr_ids_put(cache->pool, &cache->ids, cache->tokens, ids, n);
-  if (s == PYR_OK) s = prefill_ask_preparation(&p);
-  p.streams = may_stream(&p);
-  if (s == PYR_OK) s = prefill_memory(&p, logits != NULL, &block, &host);
-  s = pyr_ranks_agree(rt, s);
-  if (s == PYR_OK) s = prefill_stage(&p, logits);
-  for (int i = 0; i < model->own.count && p.plans; i++) pyr_layer_plan_free(&p.plans[i]);
-  pyr_layer_plans_free(&p.plan, cache);
-  be->release(be, block.block, block.used);
-  cache->pool->coming = 0;
-  if (s == PYR_OK) s = prefill_prepared(&p);
-  if (s == PYR_OK) s = pyr_progress(rt, p.total, p.total);
-  s = pyr_ranks_end(rt, s);
-  if (s == PYR_OK) s = prefill_tell(&p, computed, logits);
-  for (int layer = 0; layer < cache->layers && s == PYR_OK; layer++) prefill_tell_needs(&p, layer);
-  pyr_release(rt, host.block, host.used);
+  p->begun = true;
+  if (s == PYR_OK) s = pyr_ids_put(cache->pool, &cache->ids, cache->tokens, p->ids, p->n);
+  if (s == PYR_OK) s = prefill_ask_preparation(p);
+  p->streams = may_stream(p);
+  return s;
+}
+
+/* What layers' plans held, whatever came of them. */
+static void prefill_free_plans(pyr_prefill *p) {
+  for (int i = 0; i < p->f.model->own.count && p->plans; i++) pyr_layer_plan_free(&p->plans[i]);
+  pyr_layer_plans_free(&p->plan, p->cache);
+  p->cache->pool->coming = 0;
+}
+
+/* Three ways back, from the most that may have changed to the least: undo, where older rows may
+ * have; clear, where there were none; drop_marked, where only new rows came. Counters move at
+ * the end, but for `computed` and `evicted`, which are put back. */
+static pyr_status prefill_end(pyr_prefill *p, pyr_status s, float *logits) {
+  pyr_cache *cache = p->cache;
+  if (s == PYR_OK) s = prefill_tell(p, p->computed, logits);
+  for (int layer = 0; layer < cache->layers && s == PYR_OK; layer++) prefill_tell_needs(p, layer);
+  pyr_release(cache->pool->rt, p->host.block, p->host.used);
   if (s == PYR_OK) {
     pyr_cache_rows_changed(cache);
-    cache->tokens += n;
-    if (!(flags & PYR_PREFILL_NO_PRUNE)) cache->prompt = held + n;   /* held: 0 but in pieces */
-    for (int layer = 0; layer < cache->layers && (flags & PYR_PREFILL_NO_PRUNE); layer++)
-      cache->states[layer].unranked += n;
-    pyr_undo_keep(undo);
+    cache->tokens += p->n;
+    /* held: 0 but in pieces */
+    if (!(p->flags & PYR_PREFILL_NO_PRUNE)) cache->prompt = p->held + p->n;
+    for (int layer = 0; layer < cache->layers && (p->flags & PYR_PREFILL_NO_PRUNE); layer++)
+      cache->states[layer].unranked += p->n;
+    pyr_undo_keep(p->undo);
     pyr_cache_slide(cache);
     pyr_cache_pack(cache);
     pyr_cache_tidy(cache);
     s = pyr_cache_level(cache);
-  } else if (undo) {
-    pyr_undo_restore(undo);
+  } else if (!p->begun) {
+    return s;
+  } else if (p->undo) {
+    pyr_undo_restore(p->undo);
   } else if (cache->tokens == 0) {
     pyr_cache_clear(cache);
   } else {
     pyr_forward_drop(cache);
-    cache->computed = computed;
-    cache->evicted = evicted;
+    cache->computed = p->computed;
+    cache->evicted = p->evicted;
   }
+  return s;
+}
+
+static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *embeddings, int64_t n,
+                          int flags, float *logits) {
+  pyr_runtime *rt = cache->pool->rt;
+  pyr_backend *be = cache->pool->be;
+  PYR_TRY(prefill_check_call(cache, ids, embeddings, n));
+  pyr_prefill p = prefill_of(cache, ids, embeddings, n, flags);
+  pyr_arena block = { 0 };
+  pyr_ranks_begin(rt);
+  pyr_status s = prefill_begin(&p);
+  if (s == PYR_OK) s = prefill_host(&p);
+  if (s == PYR_OK) s = prefill_block(&p, logits != NULL, &block);
+  s = pyr_ranks_agree(rt, s);
+  if (s == PYR_OK) s = prefill_stage(&p, s, logits);
+  prefill_free_plans(&p);
+  be->release(be, block.block, block.used);
+  if (s == PYR_OK) s = prefill_prepared(&p);
+  if (s == PYR_OK) s = pyr_progress(rt, p.total, p.total);
+  return prefill_end(&p, pyr_ranks_end(rt, s), logits);
+}
+
+/* ---- prompts in flight ----------------------------------------------------------------------- */
+
+/* Several sequences' prompts, one behind the other, as one prompt's pieces are: while the second
+ * stage has the first prompt, the first has the second. Each stage has the activations of one at a
+ * time, and of all what they need of the host's memory; all agree before the first begins, and when
+ * the last has ended: up to which of them all is well.
+ *
+ *     stage 0   prompt 1   prompt 2   prompt 3
+ *     stage 1              prompt 1   prompt 2   prompt 3        fails at 2: 1 is read, 2 and 3 not
+ *
+ * A stage where one has failed computes no more, and still takes and hands on what is due. */
+static pyr_status fly(pyr_prefill *all, int count, pyr_arena *block, float *const *logits,
+                      int *failed) {
+  pyr_runtime *rt = all[0].cache->pool->rt;
+  pyr_status s = PYR_OK;
+  *failed = count;
+  for (int i = 0; i < count; i++) {
+    pyr_prefill *p = &all[i];
+    pyr_extent extent = extent_of(p, true);
+    pyr_arena again = { .block = block->block };
+    pyr_forward_layout(&p->f, &extent, &again);
+    s = prefill_stage(p, s, logits[i]);
+    prefill_free_plans(p);
+    if (s != PYR_OK && *failed == count) *failed = i;
+  }
+  int64_t first = -(int64_t)*failed;
+  pyr_status told = pyr_ranks_most(pyr_runtime_ranks(rt), &first);
+  if (told != PYR_OK) return told;
+  bool mine = *failed == -first;       /* else another's came first, and this one's is no cause */
+  *failed = (int)-first;
+  return pyr_ranks_agree(rt, mine && *failed < count ? s : PYR_OK);
+}
+
+static pyr_status fly_memory(pyr_prefill *all, int count, pyr_arena *block) {
+  pyr_backend *be = all[0].f.be;
+  pyr_prefill *most = &all[0];
+  for (int i = 0; i < count; i++) {
+    PYR_TRY(prefill_begin(&all[i]));
+    PYR_TRY(prefill_host(&all[i]));
+    if (all[i].n > most->n) most = &all[i];
+  }
+  for (int i = 0; i < count; i++) PYR_TRY(prefill_scratch(&all[i]));
+  pyr_extent extent = extent_of(most, true);
+  pyr_arena size = { 0 };
+  pyr_forward_layout(&most->f, &extent, &size);
+  block->block = be->alloc(be, size.used);
+  if (!block->block) return pyr_nomem(most->cache->pool->rt, size.used, "prompts in flight");
+  block->used = size.used;
+  return PYR_OK;
+}
+
+/* Whether they may: plans that wait for passes over a prompt need it to end first. */
+static bool may_fly(pyr_cache *const *caches, int count) {
+  for (int i = 0; i < count; i++) {
+    if (caches[i]->pool->model != caches[0]->pool->model || caches[i]->preparer.prepare)
+      return false;
+    for (int j = 0; j < i; j++) if (caches[i] == caches[j]) return false;
+  }
+  return count > 1 && caches[0]->pool->model->line;
+}
+
+pyr_status pyr_prefill_flight(pyr_cache *const *caches, const int32_t *const *ids,
+                              const int64_t *n, int count, float *const *logits, int *done) {
+  *done = 0;
+  if (!may_fly(caches, count)) return PYR_OK;
+  pyr_runtime *rt = caches[0]->pool->rt;
+  pyr_backend *be = caches[0]->pool->be;
+  pyr_arena block = { 0 };
+  int failed = 0;
+  for (int i = 0; i < count; i++)
+    PYR_TRY(prefill_check_call(caches[i], ids[i], NULL, n[i]));
+  size_t bytes = (size_t)count * sizeof(pyr_prefill);
+  pyr_ranks_begin(rt);
+  pyr_prefill *all = pyr_alloc_zero(rt, bytes);
+  pyr_status s = all ? PYR_OK : pyr_nomem(rt, bytes, "prompts in flight");
+  for (int i = 0; i < count && all; i++) all[i] = prefill_of(caches[i], ids[i], NULL, n[i], 0);
+  if (s == PYR_OK) s = fly_memory(all, count, &block);
+  s = pyr_ranks_agree(rt, s);
+  if (s == PYR_OK) s = fly(all, count, &block, logits, &failed);
+  be->release(be, block.block, block.used);
+  pyr_ranks_leave(rt);
+  for (int i = 0; i < count && all; i++) {
+    pyr_status ended = prefill_end(&all[i], i < failed ? PYR_OK : s, logits[i]);
+    if (i < failed && ended != PYR_OK) s = ended, failed = i;
+  }
+  pyr_release(rt, all, bytes);
+  *done = failed;
   return s;
 }
 

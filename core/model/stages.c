@@ -29,8 +29,7 @@ pyr_status pyr_stage_receive(const pyr_model *model, float *x, int32_t *pos, int
   if (pyr_model_begins(model)) return PYR_OK;
   int from = pyr_ranks_rank(model->line) - 1;
   PYR_TRY(pyr_ranks_pass(model->line, from, from + 1, NULL, sizeof word, word));
-  if (word[0] != PYR_OK)
-    return pyr_runtime_set_error(model->rt, (pyr_status)word[0], "an earlier stage has failed");
+  if (word[0] != PYR_OK) return (pyr_status)word[0];   /* why, that stage says when all agree */
   if (word[1] < 1 || word[1] > most)
     return pyr_runtime_set_error(model->rt, PYR_DEVICE, "ranks: %lld tokens came where %lld at "
                                  "most were waited for", (long long)word[1], (long long)most);

@@ -34,6 +34,7 @@ typedef struct pyr_decode {
   pyr_cache *const *caches;        /* [count] */
   int count, each;                 /* sequences, and the tokens of each */
   int tokens;                      /* count * each */
+  int across;                      /* those of the whole step, of which this may be a group */
   bool trial;                      /* they may be taken back: one sequence */
   int64_t longest;                 /* the most rows of any lane, with the step's */
   bool strides;                    /* lanes are not looked at while it is computed (stride.c) */
@@ -306,7 +307,7 @@ static pyr_status step_layer(pyr_decode *d, int layer) {
   pyr_forward *f = &d->f;
   const pyr_model_config *c = &f->model->config;
   int64_t kv = (int64_t)c->kv_heads * c->head_dim;
-  const int32_t *rot = d->turned ? f->rot + (int64_t)layer * d->tokens : f->pos;
+  const int32_t *rot = d->turned ? f->rot + (int64_t)layer * d->across : f->pos;
   const float *in;
   PYR_TRY(pyr_layer_project(f, layer, f->x, rot, d->tokens, true, &in));
   PYR_TRY(step_learn(d, layer, in));
@@ -335,8 +336,37 @@ static pyr_status step_layer(pyr_decode *d, int layer) {
   return pyr_layer_finish(f, &f->model->layers[layer], f->x, 0, d->tokens);
 }
 
-/* Reads every weight once: at one sequence that is what a step costs. */
-static pyr_status step_layers(pyr_decode *d) {
+/* Sequences of a step go through stages in groups, so that these work at the same time; each group
+ * reads the weights anew, so that it has to be of some. 32 sequences and two stages:
+ *
+ *     stage 0   1 to 16   17 to 32
+ *     stage 1             1 to 16    17 to 32       three halves instead of four
+ *
+ * What picks among lower tiers, or pages, and what may be taken back, is of all tokens at once. */
+enum { GROUP = 16 };
+
+static int step_groups(const pyr_decode *d) {
+  const pyr_ranks *line = d->f.model->line;
+  if (!line || d->each > 1 || d->trial || d->strides || d->reading.tokens > 0
+      || d->caches[0]->below) return 1;
+  return (int)pyr_max(pyr_min(d->count / GROUP, 2 * pyr_ranks_size(line)), 1);
+}
+
+/* Sequences [first, first + count) of a step, whose tokens, positions and logits lie among those of
+ * all; what a layer sets down it takes from the front. */
+static pyr_decode step_group(const pyr_decode *d, int first, int count) {
+  pyr_decode part = *d;
+  const pyr_model_config *c = &d->f.model->config;
+  part.caches += first;
+  part.count = part.tokens = count;
+  part.f.x += (int64_t)first * c->width;
+  part.f.logits += (int64_t)first * c->vocab;
+  part.f.ids += first, part.f.pos += first, part.f.rot += d->turned ? first : 0;
+  return part;
+}
+
+/* Reads every weight of the stage once: at one sequence that is what a step costs. */
+static pyr_status step_through(pyr_decode *d) {
   pyr_backend *be = d->f.be;
   const pyr_model *model = d->f.model;
   const pyr_slice own = model->own;
@@ -350,6 +380,17 @@ static pyr_status step_layers(pyr_decode *d) {
     PYR_TRY(step_layer(d, layer));
   if (!pyr_model_ends(model)) return pyr_stage_hand(model, d->f.x, d->tokens);
   return pyr_forward_logits(&d->f, d->f.x, d->tokens);
+}
+
+static pyr_status step_layers(pyr_decode *d) {
+  int groups = step_groups(d);
+  if (groups == 1) return step_through(d);
+  for (int g = 0; g < groups; g++) {
+    int first = d->count * g / groups;
+    pyr_decode part = step_group(d, first, d->count * (g + 1) / groups - first);
+    PYR_TRY(step_through(&part));
+  }
+  return PYR_OK;
 }
 
 /* From ids to logits. A device may note the operations, and do them all at the end; while they are
@@ -473,6 +514,7 @@ static pyr_status step_whole(pyr_decode *d, const int32_t *ids, float *const *lo
 static pyr_decode step_of(pyr_cache *const *caches, int count, int each) {
   pyr_pool *pool = caches[0]->pool;
   return (pyr_decode){ .caches = caches, .count = count, .each = each, .tokens = count * each,
+                       .across = count * each,
                        .f = { .model = pool->model, .be = pool->be, .layout = pool->layout,
                               .exact = PYR_LINEAR_EXACT } };
 }

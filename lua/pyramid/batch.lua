@@ -142,6 +142,20 @@ local function first_pick(self, entry)
   return id, message, code
 end
 
+-- Prompts that stages of a pipeline read at the same time. What fails is read again by itself,
+-- which says why.
+local function read_together(self)
+  local waiting, handles, prompts = {}, {}, {}
+  for _, entry in ipairs(self.entries) do
+    if not entry.read and not entry.fresh then
+      waiting[#waiting + 1], handles[#handles + 1] = entry, entry.handle
+      prompts[#prompts + 1] = entry.prompt
+    end
+  end
+  if #waiting < 2 then return end
+  for i, logits in ipairs(core.read_together(handles, prompts)) do waiting[i].fresh = logits end
+end
+
 ---One step of every sequence. On failure of a prompt or of the step, the sequences are as before;
 ---`remove` the one that the message names, or make room, and step again. An id is false where no
 ---logit was finite.
@@ -169,6 +183,7 @@ function Batch:step()
         entry.sampler or false
     end
   end
+  if self.model:ranks().size > 1 and not self.telling.store then read_together(self) end
   for index, entry in ipairs(self.entries) do
     if not entry.read and not entry.fresh then
       local logits, message, code = entry.handle:prefill(entry.prompt)

@@ -394,7 +394,13 @@ function cache.make(model, pool, bound, with, path)
   else made, message, code = core.cache(model:native(), pool, bound) end
   if not made then return nil, message, code end
   core.set_owner(made, model)
-  if with.fn then made:tell(with.fn, with.seconds) end
+  if with.fn then
+    local told, why, kind = made:tell(with.fn, with.seconds)
+    if not told then
+      made:close()
+      return nil, why, kind
+    end
+  end
   if with.store then
     sharing[made] = { store = with.store, policy = with.policy, dtype = with.dtype, reused = 0 }
   end

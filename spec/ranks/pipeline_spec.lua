@@ -1,6 +1,6 @@
 -- Stages that have layers of their own (docs/ranks.md, "A pipeline"), alone and with several ranks
--- in each: the same logits, ids and rows as one process, whatever is saved by whom, what is refused,
--- and what happens when one of them fails.
+-- in each: the same logits, ids and rows as one process, whatever is saved by whom, what is
+-- refused, and what happens when one of them fails.
 local lfs = require "lfs"
 
 local files = require "pyramid.files"
@@ -248,6 +248,86 @@ describe("stages", function()
     each("pipeline", 3, script, folder .. "/2", folder .. "/pieces")
     local expected = helper.read(folder .. "/pieces")
     for rank = 0, 2 do assert.truthy(expected == helper.read(folder .. "/pieces" .. rank)) end
+  end)
+
+  -- 34 sequences step in two groups, and one prompt of 300 tokens goes in pieces among the others.
+  ranked("read prompts and take steps of a batch as one process does", function()
+    local script = written("batch", [[
+      local model = assert(open {})
+      local lines = {}
+      for _, name in ipairs { "full", "pyramidinfer", "h2o" } do
+        local batch <close> = assert(model:batch { dtype = "f32", policy = pyramid.policy(name) })
+        local handles, made = {}, {}
+        for i = 1, 34 do
+          local ids = {}
+          for j = 1, i == 9 and 300 or 5 + i * 53 % 90 do ids[j] = (i * 31 + j * 37) % 271 end
+          handles[i] = assert(batch:add(ids, i % 3 == 0 and pyramid.sampler { temperature = 0.8,
+            seed = i } or nil))
+        end
+        for _ = 1, 12 do
+          for _, entry in ipairs(assert(batch:step())) do
+            local id = entry.id or entry[2]:argmax()
+            if entry[2] then batch:push(entry[1], id) end
+            made[#made + 1] = id
+          end
+        end
+        lines[#lines + 1] = table.concat(made, " ")
+        for _, handle in ipairs(handles) do
+          for layer = 1, 3 do
+            lines[#lines + 1] = table.concat(handle:positions(layer, 1), " ")
+          end
+          lines[#lines + 1] = handle:computed()
+        end
+      end
+      local file = assert(io.open(arg[2] .. (rank or ""), "w"))
+      file:write(table.concat(lines, "\n"))
+      file:close()
+    ]])
+    each(nil, 1, script, folder .. "/2", folder .. "/batch")
+    local expected = helper.read(folder .. "/batch")
+    for kind, n in pairs { pipeline = 2, [BOTH] = 4 } do
+      each(kind, n, script, folder .. "/2", folder .. "/batch")
+      for rank = 0, n - 1 do
+        assert.truthy(expected == helper.read(folder .. "/batch" .. rank))
+      end
+    end
+  end)
+
+  ranked("read a batch's prompts up to one that fails in one of them", function()
+    local script = written("together", [[
+      local core = require "pyramid.core"
+      local model = assert(open {})
+      for bad = 0, 1 do
+        local policy = pyramid.policy { name = "picky", prefill = function(_, l)
+          local fails = rank == bad and l.prompt == 30
+          return { keep = fails and 0 or l.rows // 2 }
+        end }
+        local caches, prompts = {}, {}
+        for i = 1, 4 do
+          caches[i], prompts[i] = assert(model:cache { dtype = "f32", policy = policy }), {}
+          for j = 1, i * 10 do prompts[i][j] = j end
+        end
+        local before = assert(model:cache { dtype = "f32", policy = policy })
+        local logits = assert(before:prefill(prompts[1]))
+        local read = core.read_together(caches, prompts)
+        assert(logits:argmax() == read[1]:argmax())
+        local rows, tokens = {}, {}
+        for i = 1, 4 do rows[i], tokens[i] = caches[i]:rows(3, 1), caches[i]:tokens() end
+        if rank == 0 then print(bad, #read, table.concat(rows, " "), table.concat(tokens, " ")) end
+        local _, message, code = caches[3]:prefill(prompts[3])
+        if rank == 0 then print(bad, code, message) end
+        assert(caches[4]:prefill(prompts[4]))
+      end
+      local _, message, code = model:cache { trace = print }
+      if rank == 0 then print(code, message) end
+    ]])
+    local out, err = run.mpirun("pipeline:2+1", 2, script, folder .. "/2")
+    for bad = 0, 1 do
+      assert.truthy(out:find(("%d\t2\t5 10 0 0\t10 20 0 0\n"):format(bad), 1, true), out .. err)
+      assert.truthy(out:find(("%d\tpolicy\trank %d: policy picky"):format(bad, bad), 1, true),
+        out .. err)
+    end
+    assert.truthy(out:find("unsupported\ttracer: of several stages", 1, true), out .. err)
   end)
 
   ranked("of which one has no memory end the call on all, which changes nothing", function()

@@ -48,6 +48,7 @@ local rank = {
   ["policy/observe"] = 10,
   ["cache/session"] = 11, ["policy/evict"] = 11, ["policy/evict_now"] = 12,
   ["policy/promote"] = 11, ["model/forward"] = 7, ["model/foresee"] = 11,
+  ["model/flight"] = 1,
   ["model/reading"] = 11, ["model/probe"] = 13, ["model/prefill"] = 14, ["model/step"] = 12,
 }
 
@@ -55,7 +56,8 @@ local kernels_may = { pyramid = true, ["base/tensor"] = true, ["base/dtype"] = t
   ["base/rowbits"] = true, ["base/signs"] = true, ["base/runtime"] = true,
   ["backend/backend"] = true, ["sample/sample_math"] = true }
 local binding_may = { pyramid = true, ["base/plain"] = true, ["base/disk"] = true,
-  ["model/convert"] = true, ["model/foresee"] = true, ["base/versioned"] = true,
+  ["model/convert"] = true, ["model/foresee"] = true, ["model/flight"] = true,
+  ["base/versioned"] = true,
   ["grammar/api"] = true }
 local outside = {            -- the program's own
   ["lua/lprobe.c"] = { ["backend/backend"] = true, ["base/runtime"] = true, ["base/dtype"] = true,
