@@ -14,6 +14,7 @@
  * that (core/base/weights.c, core/model/model.c). */
 #include "lauxpyr.h"
 #include "model/convert.h"
+#include "model/flight.h"
 #include "model/foresee.h"
 
 #include <limits.h>
@@ -494,6 +495,29 @@ static int model_bytes(lua_State *L) {
   return 1;
 }
 
+/* core.deal(costs of layers, tail, stages) -> layers of each stage | nil: that many do not fit */
+static int core_deal(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TTABLE);
+  double tail = luaL_checknumber(L, 2);
+  lua_Integer count = luaL_len(L, 1), stages = luaL_checkinteger(L, 3);
+  luaL_argcheck(L, count >= 1 && count <= 1 << 16, 1, "costs of layers are wanted");
+  luaL_argcheck(L, stages >= 1 && stages <= 1 << 16, 3, "a number of stages is wanted");
+  double *cost = lua_newuserdatauv(L, (size_t)count * sizeof *cost, 0);
+  int32_t *layers = lua_newuserdatauv(L, (size_t)stages * sizeof *layers, 0);
+  for (lua_Integer i = 0; i < count; i++) {
+    lua_geti(L, 1, i + 1);
+    cost[i] = luaL_checknumber(L, -1);
+    lua_pop(L, 1);
+  }
+  if (pyr_stages_deal(cost, (int)count, tail, (int)stages, layers) != 0) return 0;
+  lua_createtable(L, (int)stages, 0);
+  for (lua_Integer i = 0; i < stages; i++) {
+    lua_pushinteger(L, layers[i]);
+    lua_rawseti(L, -2, i + 1);
+  }
+  return 1;
+}
+
 /* model:foresee_weight(role, layer | nil, expert | nil, dtype, tied) -> bytes, of this rank */
 static int model_foresee_weight(lua_State *L) {
   const pyr_model *model = pyr_lua_check_model(L, 1);
@@ -603,7 +627,8 @@ static int core_convert_rows(lua_State *L) {
 
 void pyr_lua_open_model(lua_State *L) {
   static const luaL_Reg functions[] = { { "file_open", file_open }, { "file_read", file_read },
-                                        { "model_new", model_new }, { "dtypes", core_dtypes },
+                                        { "model_new", model_new }, { "deal", core_deal },
+                                        { "dtypes", core_dtypes },
                                         { "convert_rows", core_convert_rows }, { NULL, NULL } };
   static const luaL_Reg file_methods[] = { { "size", file_size }, { "__tostring", file_tostring },
                                            { NULL, NULL } };

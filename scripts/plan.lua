@@ -26,6 +26,8 @@ parser:argument("model", "A model's folder or file, or a shape's name; the defau
 cli.option(parser, "--ranks", "N", "Processes that each have a part of every layer.",
   { integer = 1 })
 cli.option(parser, "--gpus", "N", "The same.", { integer = 1 })
+cli.option(parser, "--stages", "N", "Of a pipeline: how many layers each should have.",
+  { integer = 1 })
 cli.option(parser, "--memory", "SIZE", "What each of them has, such as \"80 GiB\".")
 cli.option(parser, "--batch", "N", "Sequences.", { default = "1", integer = 1 })
 cli.option(parser, "--prompt", "N", "Tokens of each prompt.", { default = "512", integer = 1 })
@@ -60,8 +62,8 @@ local what = args.model or cli.default_model
 local chosen, label
 if args.policies then chosen, label = cli.one_policy(args) end
 local made = cli.must(plan.make(plan.shapes[what] and what or cli.need_model(what, "MODEL"), {
-  ranks = args.ranks or args.gpus, memory = memory, batch = args.batch, prompt = args.prompt,
-  generate = args.generate, policy = chosen, cache_dtype = args.cache_dtype,
+  ranks = args.ranks or args.gpus, stages = args.stages, memory = memory, batch = args.batch,
+  prompt = args.prompt, generate = args.generate, policy = chosen, cache_dtype = args.cache_dtype,
   weights = args.weights, threads = args.threads, hardware = hardware }))
 
 if args.json then
@@ -86,6 +88,9 @@ for _, r in ipairs(made.ranks) do
     cli.bytes(r.total), cli.bytes(r.prompt_sent), cli.bytes(r.step_sent) }
 end
 print(table.concat(picture.table(rows, ">"), "\n"))
+if made.stages then
+  print(("stages that take equal time: --ranks pipeline:%s"):format(table.concat(made.stages, "+")))
+end
 if made.fits ~= nil then
   print(("%s; the largest batch that does: %d"):format(
     made.fits and "it fits" or "it does not fit", made.largest_batch))

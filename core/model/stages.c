@@ -1,7 +1,16 @@
 /* stages.c — see stages.h. Messages are cut, as MPI counts bytes in an int. */
 #include "model/stages.h"
+#include "model/flight.h"
 
 enum { PIECE = 1 << 26 };   /* floats of a message at most: 256 MiB */
+
+int pyr_stages_deal(const double *cost, int count, double tail, int stages, int32_t *layers) {
+  pyr_slice dealt[PYR_RANKS_MAX];
+  if (stages < 1 || stages > PYR_RANKS_MAX || count < stages) return -1;
+  pyr_layers_deal(cost, count, tail, stages, dealt);
+  for (int s = 0; s < stages; s++) layers[s] = dealt[s].count;
+  return 0;
+}
 
 /* From one stage to the next, in pieces. */
 static pyr_status pass(const pyr_model *model, int from, float *x, int64_t n) {

@@ -41,15 +41,13 @@ static int swap_nowhere(void *state, const pyr_swap *with, char *why, size_t why
 }
 static void close_nothing(void *state) { (void)state; }
 
-/* "paper 2/8", or "paper 2/8 pipeline": rank 2 of eight that nobody started. A model can be laid
- * out for it, and asked what it would hold and send (model/foresee.c); whatever needs the others
- * fails. Returns whether the words are such, and moves *kind to how they share the work. */
-static bool read_paper(const char **kind, pyr_link *out) {
+/* "paper 2/8": rank 2 of eight that nobody started. A model can be laid out for it, and asked what
+ * it would hold and send (model/foresee.c); whatever needs the others fails. Returns whether the
+ * words are such. */
+static bool read_paper(const char *kind, pyr_link *out) {
   int rank, size, length = 0;
-  if (sscanf(*kind, "paper %d/%d%n", &rank, &size, &length) != 2) return false;
-  if ((*kind)[length] && (*kind)[length] != ' ') return false;
+  if (sscanf(kind, "paper %d/%d%n", &rank, &size, &length) != 2 || kind[length]) return false;
   *out = (pyr_link){ .rank = rank, .size = size, .swap = swap_nowhere, .close = close_nothing };
-  *kind = (*kind)[length] ? *kind + length + 1 : "tensor";
   return size >= 1 && size <= PYR_RANKS_MAX && rank >= 0 && rank < size;
 }
 
@@ -116,8 +114,8 @@ pyr_status pyr_ranks_open(pyr_runtime *rt, const char *kind, pyr_ranks **out) {
   char why[400] = "";
   void *symbol;
   pyr_arrangement how;
-  if (read_paper(&kind, &link)) {
-    PYR_TRY(arrange(rt, kind, link.size, &how));
+  if (read_paper(kind, &link)) {
+    PYR_TRY(arrange(rt, "tensor", link.size, &how));
     return pyr_ranks_new(rt, &link, &how, out);
   }
   int across;

@@ -141,12 +141,8 @@ static bool deal_within(const double *cost, int32_t layers, double tail, int sta
 /* The least `most` that all fit in, found by halving what it may be: between nothing and all that
  * there is, 60 times, which is beyond what doubles tell apart. Stages in front may be full then,
  * and the last one light, which costs nothing: the one that has most says how long all take. */
-pyr_status pyr_layers_deal(pyr_runtime *rt, const double *cost, int32_t layers, double tail,
-                           int stages, pyr_slice *out) {
+void pyr_layers_deal(const double *cost, int32_t layers, double tail, int stages, pyr_slice *out) {
   double low = 0, high = tail * 1.001;
-  if (layers < stages)
-    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "ranks: %d layers cannot be dealt out to %d "
-                                 "stages; take fewer", (int)layers, stages);
   for (int32_t i = 0; i < layers; i++) high += cost[i] * 1.001;
   for (int i = 0; i < 60; i++) {
     double middle = low + (high - low) / 2;
@@ -154,7 +150,6 @@ pyr_status pyr_layers_deal(pyr_runtime *rt, const double *cost, int32_t layers, 
     else low = middle;
   }
   (void)deal_within(cost, layers, tail, stages, high, out);
-  return PYR_OK;
 }
 
 /* Values that a token is multiplied by in a layer; of experts, those that it takes. */
@@ -168,15 +163,17 @@ static double weights_of(const pyr_model_config *c, int32_t layer) {
 pyr_status pyr_stages_make(pyr_runtime *rt, const pyr_model_config *c, const int32_t *given,
                            int stages, pyr_slice *out) {
   int64_t sum = 0;
+  if (c->layers < stages)
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "ranks: %d layers cannot be dealt out to %d "
+                                 "stages; take fewer", (int)c->layers, stages);
   if (!given) {
     size_t bytes = (size_t)c->layers * sizeof(double);
     double *cost = pyr_alloc(rt, bytes);
     if (!cost) return pyr_nomem(rt, bytes, "the stages of a model");
     for (int32_t i = 0; i < c->layers; i++) cost[i] = weights_of(c, i);
-    pyr_status status = pyr_layers_deal(rt, cost, c->layers, (double)c->width * c->vocab, stages,
-                                        out);
+    pyr_layers_deal(cost, c->layers, (double)c->width * c->vocab, stages, out);
     pyr_release(rt, cost, bytes);
-    return status;
+    return PYR_OK;
   }
   for (int s = 0; s < stages; s++) {
     out[s] = (pyr_slice){ (int32_t)pyr_min(sum, c->layers), given[s] };

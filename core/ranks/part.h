@@ -40,12 +40,12 @@ pyr_status pyr_portions_make(pyr_runtime *rt, const pyr_model_config *whole, int
 
 /* Layers in runs, one a stage, so that the most that one of them has to do is as little as can be:
  * cost [layers] of each, above 0, and `tail`, of what the last stage does behind its layers. out
- * [stages]. PYR_UNSUPPORTED where layers are fewer.
+ * [stages], at most as many as layers.
  *
  *     SmolLM2, 30 layers of 3.5 million weights and an output of 28, two stages: 19 and 11 */
-pyr_status pyr_layers_deal(pyr_runtime *rt, const double *cost, int32_t layers, double tail,
-                           int stages, pyr_slice *out);
-/* The same by the weights that a step reads; or, if not NULL, as `given` says, [stages]. */
+void pyr_layers_deal(const double *cost, int32_t layers, double tail, int stages, pyr_slice *out);
+/* The same by the weights that a step reads; or, if not NULL, as `given` says, [stages].
+ * PYR_UNSUPPORTED where layers are fewer. */
 pyr_status pyr_stages_make(pyr_runtime *rt, const pyr_model_config *whole, const int32_t *given,
                            int stages, pyr_slice *out);
 

@@ -396,3 +396,58 @@ describe("stages", function()
     end
   end)
 end)
+
+describe("layers", function()
+  local core = require "pyramid.core"
+  local plan = require "pyramid.tools.plan"
+
+  -- The least that the stage with most can have, by trying every way.
+  local function least(costs, tail, stages, from)
+    local best, sum = math.huge, 0
+    if stages == 1 then
+      for i = from, #costs do sum = sum + costs[i] end
+      return sum + tail
+    end
+    for i = from, #costs - stages + 1 do
+      sum = sum + costs[i]
+      best = math.min(best, math.max(sum, least(costs, tail, stages - 1, i + 1)))
+    end
+    return best
+  end
+
+  it("are dealt out so that the stage that has most has as little as can be", function()
+    math.randomseed(5)
+    local random = math.random
+    for _ = 1, 200 do
+      local costs, tail = {}, random(0, 3) * random(0, 9)
+      for i = 1, random(1, 9) do costs[i] = random(1, 20) end
+      local stages = random(1, #costs)
+      local dealt = core.deal(costs, tail, stages)
+      local at, most = 0, 0
+      for stage, count in ipairs(dealt) do
+        local sum = stage == stages and tail or 0
+        assert.is_true(count >= 1)
+        for i = at + 1, at + count do sum = sum + costs[i] end
+        at, most = at + count, math.max(most, sum)
+      end
+      assert.equal(#costs, at)
+      assert.equal(stages, #dealt)
+      assert.is_true(math.abs(most - least(costs, tail, stages, 1)) < 1e-6)
+    end
+    assert.is_nil(core.deal({ 1, 2 }, 0, 3))
+  end)
+
+  it("are dealt out by what a policy's forecast leaves to compute", function()
+    local function stages(given)
+      given.stages = 2
+      return assert(plan.make("7b", given)).stages
+    end
+    local policy = require("pyramid").policy "pyramidinfer"
+    assert.same({ 16, 16 }, stages { prompt = 2048 })
+    local shrinking = stages { prompt = 2048, policy = policy }
+    assert.is_true(shrinking[1] < 16 and shrinking[1] + shrinking[2] == 32)
+    local _, message, code = plan.make("7b", { stages = 33 })
+    assert.equal("argument", code)
+    assert.equal("--stages is 33, and the model has 32 layers", message)
+  end)
+end)

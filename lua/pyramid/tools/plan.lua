@@ -82,7 +82,7 @@ local function refuse(what, given)
   if not named then
     no("--weights is '%s' (known: %s)", given.weights, table.concat(known, ", "))
   end
-  for _, name in ipairs { "ranks", "threads" } do
+  for _, name in ipairs { "ranks", "threads", "stages" } do
     if (given[name] or 1) > MOST then no("--%s is %d, at most %d", name, given[name], MOST) end
   end
 end
@@ -96,6 +96,7 @@ end
 
 ---@class pyramid.PlanOptions
 ---@field ranks? integer            processes or GPUs, 1
+---@field stages? integer           of a pipeline, whose layers are dealt out; else nil
 ---@field memory? integer           bytes that each has; 0 or nil: whether that is enough is not asked
 ---@field batch? integer            sequences, 1
 ---@field prompt? integer           tokens of each, 512
@@ -125,6 +126,7 @@ end
 ---@field model string
 ---@field ranks pyramid.RankPlan[]
 ---@field config pyramid.Config
+---@field stages integer[]?         layers that each stage should have
 ---@field fraction number           rows kept of those of a full cache
 ---@field row_bytes number          K and V of one token in all layers, of all ranks
 ---@field fits boolean?             whether each rank has the memory
@@ -183,6 +185,45 @@ local function weigh(handle, weights, config)
   return all, read, values
 end
 
+-- What fn returns of a model that is laid out for a rank, in a runtime of its own.
+local function on_paper(index, core_config, given, fn)
+  local runtime <close> = fault.check(core.runtime { threads = given.threads,
+    ranks = given.ranks > 1 and ("paper %d/%d"):format(index, given.ranks) or nil })
+  local handle <close> = fault.check(core.model_new(runtime, core_config))
+  return fn(handle)
+end
+
+-- A value that a step reads takes as long as so many tokens' products of a prompt by it: about what
+-- processors show (docs/ranks.md).
+local STEP <const> = 8
+
+-- Layers of each stage, so that they take equal time for a prompt and what is generated after it. A
+-- layer computes the tokens that the policy's forecast lets reach it; the output follows the last.
+local function deal(config, core_config, weights, made, given)
+  local tail, costs = 0, {}
+  local alone = { ranks = 1, threads = given.threads }
+  for i, layer in ipairs(made.layers) do
+    costs[i] = 2 * config.heads * config.head_dim * layer.computed ^ 2 / 2
+  end
+  local experts = config.decoder.experts or 0
+  local used = experts > 0 and config.decoder.experts_used / experts or 1
+  on_paper(0, core_config, alone, function(handle)
+    for _, w in ipairs(weights) do
+      local values = handle:foresee_weight(w.role, w.layer, w.expert, "f32") / 4
+      if w.layer then
+        costs[w.layer] = costs[w.layer] + (w.expert and used or 1) * values
+          * (made.layers[w.layer].computed + STEP * given.generate)
+      elseif w.role == "output" or (w.role == "embed" and config.tied) then
+        tail = tail + values * (1 + STEP * given.generate)
+      end
+    end
+  end)
+  local stages = core.deal(costs, tail, given.stages)
+  if stages then return stages end
+  fault.check(nil, ("--stages is %d, and the model has %d layers"):format(given.stages,
+    config.layers), "argument")
+end
+
 -- Seconds of a step and of a prompt on one rank.
 local function roofline(h, rank, made, config, given)
   local function seconds(bytes, flops, sent, swaps)
@@ -210,14 +251,6 @@ local function largest(fits)
     if fits(middle) then low = middle else high = middle end
   end
   return low
-end
-
--- What fn returns of a model that is laid out for a rank, in a runtime of its own.
-local function on_paper(index, core_config, given, fn)
-  local runtime <close> = fault.check(core.runtime { threads = given.threads,
-    ranks = given.ranks > 1 and ("paper %d/%d"):format(index, given.ranks) or nil })
-  local handle <close> = fault.check(core.model_new(runtime, core_config))
-  return fn(handle)
 end
 
 local function plan_rank(index, config, core_config, weights, made, given)
@@ -256,6 +289,7 @@ local function make(what, given)
     fraction = made.kept / (config.layers * (given.prompt + given.generate)),
     row_bytes = 2 * config.layers * config.kv_heads * config.head_dim
       * caches.bytes_of_value(given.cache_dtype) }
+  if given.stages then out.stages = deal(config, core_config, weights, made, given) end
   for index = 0, given.ranks - 1 do
     local rank = plan_rank(index, config, core_config, weights, made, given)
     out.ranks[index + 1] = rank
