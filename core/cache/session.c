@@ -414,6 +414,8 @@ static pyr_status save_ranked(pyr_stream *s, const pyr_cache *hot, const pyr_cac
     status = save_whole(to.memory ? &to : s, hot, cache, layer, own, rank == teller, buffer,
                         rows_buffer);
   size = (int64_t)to.used;
+  /* of stages: copies of a lane are put together in a team, and all are told of it */
+  if (model->line) status = pyr_ranks_agree(s->rt, status);
   if (status == PYR_OK) status = pyr_ranks_tell(ranks, &size, 1, all);
   char *bytes = NULL;
   size_t length = status == PYR_OK ? (size_t)all[teller] : 0;

@@ -308,10 +308,13 @@ static pyr_status prefill_layers(pyr_prefill *p) {
   return pyr_layer_plans_end(&p->plan);
 }
 
-/* results: NULL where none are wanted. */
-static pyr_status prefill_leave(pyr_prefill *p, float *results) {
-  if (results && pyr_model_ends(p->f.model)) PYR_TRY(prefill_results(p, results));
-  return p->cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE) ? prefill_check(p) : PYR_OK;
+/* results: NULL where none are wanted. Logits are gathered of ranks that are all well: the last
+ * layer's plan may have failed on one of them, after which no layer's agreement comes. */
+static pyr_status prefill_leave(pyr_prefill *p, pyr_status s, float *results) {
+  bool plans = p->cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE);
+  if (plans) s = pyr_model_agree(p->f.model, s);
+  if (s == PYR_OK && results && pyr_model_ends(p->f.model)) s = prefill_results(p, results);
+  return s == PYR_OK && plans ? prefill_check(p) : s;
 }
 
 /* ---- pieces of a prompt in flight ------------------------------------------------------------ */
@@ -334,6 +337,15 @@ static int64_t flight_of(const pyr_model *model, int64_t n) {
   int64_t each = n / (4 * pyr_ranks_size(model->line));
   each = (each + FLIGHT_UNIT - 1) / FLIGHT_UNIT * FLIGHT_UNIT;
   return pyr_min(pyr_max(each, LEAST_FLIGHT), PYR_CHUNK - FLIGHT_UNIT);
+}
+
+/* How many tokens go next. One process computes a prompt's last chunk by itself: where that is a
+ * few tokens, they are a piece of their own here, too. Of 530 tokens 128, 128, 128, 128 and 18; of
+ * 400, which are one chunk, 128, 128 and 144. */
+static int64_t piece_at(int64_t n, int64_t at, int64_t piece) {
+  int64_t tail = n % PYR_CHUNK, end = n > PYR_CHUNK && tail < FLIGHT_UNIT ? n - tail : n;
+  if (at >= end) return n - at;
+  return end - at < piece + FLIGHT_UNIT ? end - at : piece;
 }
 
 static bool may_stream(const pyr_prefill *p) {
@@ -396,7 +408,7 @@ static pyr_status prefill_stream(pyr_prefill *p, pyr_status s) {
   bool ended = false;                  /* the stage before, or this one, has said that it failed */
   if (s == PYR_OK) s = stream_begin(p);
   for (int64_t at = 0, n; at < p->n; at += n) {
-    n = p->n - at < piece + FLIGHT_UNIT ? p->n - at : piece;
+    n = piece_at(p->n, at, piece);
     int64_t got = n;
     float *x = p->f.x + at * width;
     if (!ended) {
@@ -405,6 +417,7 @@ static pyr_status prefill_stream(pyr_prefill *p, pyr_status s) {
       if (s == PYR_OK) s = came;
     }
     if (s == PYR_OK) s = stream_piece(p, at, n);
+    s = pyr_stage_settle(model, s);
     if (!p->told) {
       pyr_status sent = pyr_stage_send(model, s, x, p->f.pos + at, n);
       p->told = s != PYR_OK;
@@ -423,13 +436,14 @@ static pyr_status prefill_stage(pyr_prefill *p, pyr_status s, float *results) {
   if (s == PYR_OK) s = prefill_enter(p);
   if (p->streams) {
     s = prefill_stream(p, s);
-    if (s == PYR_OK) s = prefill_leave(p, results);
-    return s;
+    s = prefill_leave(p, s, results);
+    return pyr_stage_settle(model, s);
   }
   pyr_status came = pyr_stage_receive(model, p->f.x, p->f.pos, p->n, &p->alive);
   if (s == PYR_OK) s = came;
   if (s == PYR_OK) s = prefill_layers(p);
-  if (s == PYR_OK) s = prefill_leave(p, results);
+  s = prefill_leave(p, s, results);
+  s = pyr_stage_settle(model, s);
   return pyr_stage_send(model, s, p->f.x, p->f.pos, p->alive);
 }
 
@@ -701,19 +715,19 @@ static pyr_status fly(pyr_prefill *all, int count, pyr_arena *block, float *cons
 
 static pyr_status fly_memory(pyr_prefill *all, int count, pyr_arena *block) {
   pyr_backend *be = all[0].f.be;
-  pyr_prefill *most = &all[0];
+  size_t most = 0;
   for (int i = 0; i < count; i++) {
+    pyr_extent extent = extent_of(&all[i], true);
+    pyr_arena size = { 0 };
     PYR_TRY(prefill_begin(&all[i]));
     PYR_TRY(prefill_host(&all[i]));
-    if (all[i].n > most->n) most = &all[i];
+    pyr_forward_layout(&all[i].f, &extent, &size);
+    most = pyr_max(most, size.used);       /* a short prompt of several tiers may need more */
   }
   for (int i = 0; i < count; i++) PYR_TRY(prefill_scratch(&all[i]));
-  pyr_extent extent = extent_of(most, true);
-  pyr_arena size = { 0 };
-  pyr_forward_layout(&most->f, &extent, &size);
-  block->block = be->alloc(be, size.used);
-  if (!block->block) return pyr_nomem(most->cache->pool->rt, size.used, "prompts in flight");
-  block->used = size.used;
+  block->block = be->alloc(be, most);
+  if (!block->block) return pyr_nomem(all[0].cache->pool->rt, most, "prompts in flight");
+  block->used = most;
   return PYR_OK;
 }
 
@@ -829,17 +843,17 @@ pyr_status pyr_model_embed(pyr_model *model, const int32_t *ids, int64_t n, floa
   PYR_TRY(pyr_forward_check_ids(rt, &model->config, ids, n));
   if (n < 1) return PYR_OK;
   size_t row_bytes = (size_t)width * sizeof *out, bytes = (size_t)chunk * (row_bytes + sizeof *ids);
-  float *rows = be->alloc(be, bytes);
-  if (!rows) return pyr_nomem(rt, bytes, "rows of embeddings");
-  int32_t *place = (int32_t *)(rows + chunk * width);
-  pyr_status s = PYR_OK;
-  for (int64_t at = 0; at < n && s == PYR_OK && pyr_model_begins(model); at += chunk) {
+  bool begins = pyr_model_begins(model);
+  float *rows = begins ? be->alloc(be, bytes) : NULL;
+  pyr_status s = begins && !rows ? pyr_nomem(rt, bytes, "rows of embeddings") : PYR_OK;
+  for (int64_t at = 0; at < n && s == PYR_OK && begins; at += chunk) {
+    int32_t *place = (int32_t *)(rows + chunk * width);
     int64_t count = pyr_min(chunk, n - at);
     s = be->upload(be, place, ids + at, (size_t)count * sizeof *ids);
     if (s == PYR_OK) s = pyr_forward_embed(be, model, rows, place, count);
     if (s == PYR_OK) s = be->download(be, out + at * width, rows, (size_t)count * row_bytes);
   }
-  be->release(be, rows, bytes);
+  be->release(be, rows, rows ? bytes : 0);
   pyr_ranks_begin(rt);
   if (model->line) s = pyr_ranks_agree(rt, s);
   if (s == PYR_OK) s = pyr_stage_spread_first(model, out, n * width);

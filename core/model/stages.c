@@ -47,6 +47,10 @@ pyr_status pyr_stage_receive(const pyr_model *model, float *x, int32_t *pos, int
   return pyr_stage_take(model, x, *n);
 }
 
+pyr_status pyr_stage_settle(const pyr_model *model, pyr_status status) {
+  return model->line ? pyr_ranks_agree_in(model->ranks, status) : status;
+}
+
 pyr_status pyr_stage_send(const pyr_model *model, pyr_status status, const float *x,
                           const int32_t *pos, int64_t n) {
   int64_t word[2] = { status, n };

@@ -16,6 +16,9 @@
  * its own, and n stays as it is. */
 pyr_status pyr_stage_receive(const pyr_model *model, float *x, int32_t *pos, int64_t most,
                              int64_t *n);
+/* What a stage's own ranks agree upon before it hands on anything: who failed alone would leave
+ * them waiting for its scores while it waits for all. */
+pyr_status pyr_stage_settle(const pyr_model *model, pyr_status status);
 /* To the stage behind; status: what has become of this one, which is returned. */
 pyr_status pyr_stage_send(const pyr_model *model, pyr_status status, const float *x,
                           const int32_t *pos, int64_t n);

@@ -5,7 +5,7 @@
  * prefill alone knows is refused by name. */
 #include "policy/ranked.h"
 #include "policy/score.h"
-#include "model/model.h"
+#include "model/stages.h"
 
 #include <string.h>
 
@@ -154,6 +154,7 @@ static pyr_status look_at_layers(const pyr_cache *cache, int first, int last, co
   for (int l = first; l <= last && status == PYR_OK; l++)
     if (pyr_model_has(model, l)) status = look_at_layer(cache, l, look, work, out);
   if (!line) return status;
+  status = pyr_stage_settle(model, status);
   pyr_status passed = PYR_OK;
   if (stage < end) passed = pyr_ranks_pass(line, stage, stage + 1, out, bytes, NULL);
   all[end] = bytes;

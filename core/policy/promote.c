@@ -257,6 +257,8 @@ pyr_status pyr_cache_recall(pyr_cache *cache) {
   if (!due) return PYR_OK;
   promotion p = { .cache = cache };
   pyr_ranks_begin(rt);
+  /* of stages who fails here is heard of in its team, before all are asked how much there is */
+  if (cache->pool->model->line) status = pyr_ranks_agree(rt, status);
   if (status == PYR_OK) status = promote_some(&p, 1, longest);
   status = pyr_ranks_end(rt, status);
   return status == PYR_BUDGET ? PYR_OK : status;

@@ -189,8 +189,8 @@ static pyr_status choose_among(const pyr_cache *cache, const pyr_choice *c, pyr_
 
 /* Two gathers: how many candidates each segment has, by which everybody knows what follows; and
  * their scores. Of 3 lanes of 2,000 candidates 48 bytes and 24 KB. Memory for both is taken when
- * its size is known; a rank that gets none says so at its next agreement, where the others wait for
- * its scores. */
+ * its size is known; a rank that gets none says so at its next agreement, of its team or of all,
+ * where the others of its team wait for its scores. */
 pyr_status pyr_choose_ranked(const pyr_cache *cache, const pyr_choice *c, int64_t *rows) {
   const pyr_model *model = cache->pool->model;
   pyr_runtime *rt = cache->pool->rt;

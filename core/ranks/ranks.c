@@ -343,12 +343,19 @@ pyr_status pyr_ranks_agree(pyr_runtime *rt, pyr_status status) {
   return pyr_ranks_agree_in(pyr_runtime_ranks(rt), status);
 }
 
-/* A team that has agreed about a failure has yet to tell the others of it. */
+/* A team that has agreed about a failure has yet to tell the others of it. Of all ranks, teams come
+ * first: whoever failed alone is waited for by its team, in a gather that the others are not in.
+ *
+ *     rank 2    fails        tells its team      tells all
+ *     rank 3    waits for scores of rank 2       tells all
+ *     rank 0                                     hears of it */
 pyr_status pyr_ranks_agree_in(pyr_ranks *r, pyr_status status) {
   int64_t numbers[PYR_RANKS_MAX];
   if (pyr_ranks_size(r) == 1) return status;
   if (world_of(r)->broken) return status != PYR_OK ? status : say_broken(r);
   if (r->told) return status != PYR_OK ? status : r->failed;
+  if (r->team && !r->team->told) status = pyr_ranks_agree_in(r->team, status);
+  if (r->broken) return status;
   return ask(r, -(int64_t)status, NULL, numbers);
 }
 

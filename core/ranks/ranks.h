@@ -30,7 +30,7 @@
  *     member 1   1  ->  3  ->  5
  *
  * and 2 and 3 are a team, in which their numbers are 0 and 1. Both are ranks of their own for all
- * calls below; agreements are of all. */
+ * calls below. An agreement of all is one of each team first, whose gathers others do not meet. */
 #ifndef PYR_RANKS_H
 #define PYR_RANKS_H
 

@@ -22,7 +22,7 @@ setup(function()
     for prefix, size in pairs { [""] = { 32, 96 }, wide = { 128, 192 } } do
       assert(random_model.write(folder .. "/" .. prefix .. kv_heads, { dtype = "f32", seed = 3,
         shape = { layers = 3, width = size[1], heads = 4, kv_heads = kv_heads, ff = size[2],
-          vocab = 272, context = 512 } }))
+          vocab = 272, context = 1024 } }))
     end
   end
 end)
@@ -223,7 +223,7 @@ describe("stages", function()
     local script = written("pieces", [[
       local model = assert(open {})
       local lines = {}
-      for _, n in ipairs { 128, 129, 250, 270, 400 } do
+      for _, n in ipairs { 128, 129, 250, 270, 400, 511, 513, 530, 559, 560, 600 } do
         local ids, half = {}, {}
         for i = 1, n do ids[i] = i * 37 % 271 end
         for i = 1, 100 do half[i] = i * 31 % 271 end
@@ -255,8 +255,9 @@ describe("stages", function()
     local script = written("batch", [[
       local model = assert(open {})
       local lines = {}
-      for _, name in ipairs { "full", "pyramidinfer", "h2o" } do
-        local batch <close> = assert(model:batch { dtype = "f32", policy = pyramid.policy(name) })
+      for _, name in ipairs { "full", "pyramidinfer", "h2o", "quest" } do
+        local batch <close> = assert(model:batch { dtype = "f32",
+          policy = pyramid.policy(name, name == "quest" and { rows = 40 } or nil) })
         local handles, made = {}, {}
         for i = 1, 34 do
           local ids = {}
@@ -350,6 +351,104 @@ describe("stages", function()
       local _, lines = out:gsub(("%d\tnil\tbudget\trank %d: [^\n]*\t3\n"):format(short, short), "")
       assert.equal(3, lines, out .. err)
     end
+  end)
+
+  -- A function that ranks is run after a team has agreed to read the layer: the others of it then
+  -- wait for scores, or read on, and the stages for each other.
+  ranked("of several ranks of which one fails alone end the call on all", function()
+    local script = written("alone", [[
+      local core, score = require "pyramid.core", require "pyramid.score"
+      local model = assert(open {})
+      local function say(...) if rank == 0 then print(...) end end
+      for _, share in ipairs { "layer", "head", "pool" } do
+        for bad = 0, 3 do
+          local first = (bad < 2 and os.getenv "RANKS" ~= "tensor") and 1 or 3
+          local look = score.custom(function(lane)
+            if rank == bad and lane.rows == 30 and lane.layer == first then error "tired" end
+            local all = {}
+            for i = 1, lane.rows do all[i] = i * 7 % 11 end
+            return all
+          end)
+          local policy = pyramid.policy { name = "tiring", prefill = function(_, l)
+            return { keep = l.rows // 2, share = share, score = look }
+          end }
+          local caches, prompts, tokens = {}, {}, {}
+          for i = 1, 4 do
+            caches[i], prompts[i] = assert(model:cache { dtype = "f32", policy = policy }), {}
+            for j = 1, i * 10 do prompts[i][j] = j end
+          end
+          local read, message, code = core.read_together(caches, prompts)
+          for i = 1, 4 do tokens[i] = caches[i]:tokens() end
+          if #read > 0 then assert(code == "policy") end
+          say("batch", share, bad, #read, table.concat(tokens, " "), code, message)
+          local logits, message, code = caches[3]:prefill(prompts[3])
+          say("prefill", share, bad, logits, caches[3]:rows(3, 1), code, message)
+          assert(caches[3]:prefill(prompts[2]))
+          assert(caches[3]:step(1))
+        end
+      end
+      -- The whole of the cache, at rest.
+      for bad = 0, 3 do
+        local look = score.custom(function(lane)
+          if rank == bad then error "tired" end
+          local all = {}
+          for i = 1, lane.rows do all[i] = i end
+          return all
+        end)
+        local cache = assert(model:cache { dtype = "f32" })
+        assert(cache:prefill { 1, 2, 3, 4, 5, 6, 7, 8 })
+        local done, message, code = cache:evict(pyramid.policy { name = "tiring",
+          prefill = function() return { keep = 4, share = "layer", score = look } end })
+        say("evict", bad, done, cache:rows(1, 1), code, message)
+        assert(cache:step(1))
+      end
+    ]])
+    local out, err = run.mpirun(BOTH, 4, script, folder .. "/2")
+    for bad = 0, 3 do
+      for _, share in ipairs { "layer", "head", "pool" } do
+        for _, words in ipairs { "batch\t%s\t%d\t2\t10 20 0 0\t",
+          "prefill\t%s\t%d\tnil\t0\t" } do
+          assert.truthy(out:find(words:format(share, bad) .. "policy\trank " .. bad .. ": "),
+            out .. err)
+        end
+      end
+      assert.truthy(out:find(("evict\t%d\tnil\t8\tpolicy\trank %d: "):format(bad, bad)),
+        out .. err)
+    end
+    out, err = run.mpirun("tensor", 2, script, folder .. "/2")
+    for bad = 0, 1 do
+      for _, share in ipairs { "layer", "head", "pool" } do
+        local words = ("prefill\t%s\t%d\tnil\t0\tpolicy\trank %d: "):format(share, bad, bad)
+        assert.truthy(out:find(words), out .. err)
+      end
+    end
+  end)
+
+  ranked("count what passes over a prompt compute, of all layers", function()
+    local script = written("prepared", [[
+      local score = require "pyramid.score"
+      local model = assert(open {})
+      local cache = assert(model:cache { dtype = "f32", policy = { name = "twice",
+        prepare = function() return { track = score.attention(), block = 9 } end,
+        prefill = function(_, l)
+          return { keep = l.rows // 2, share = "layer", score = score.probed() }
+        end } })
+      local ids, lines = {}, {}
+      for i = 1, 40 do ids[i] = i * 37 % 271 end
+      assert(cache:prefill(ids))
+      lines[1] = cache:computed()
+      for layer = 1, 3 do lines[layer + 1] = table.concat(cache:positions(layer, 1), " ") end
+      assert(cache:probe(ids, score.attention()))
+      lines[5] = cache:computed()
+      local file = assert(io.open(arg[2] .. (rank or ""), "w"))
+      file:write(table.concat(lines, "\n"))
+      file:close()
+    ]])
+    each(nil, 1, script, folder .. "/2", folder .. "/prepared")
+    each("pipeline", 2, script, folder .. "/2", folder .. "/prepared")
+    local expected = helper.read(folder .. "/prepared")
+    assert.matches("^240\n", expected)
+    for rank = 0, 1 do assert.equal(expected, helper.read(folder .. "/prepared" .. rank)) end
   end)
 
   ranked("whose policy fails in one say which it was, and nothing has changed", function()
