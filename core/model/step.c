@@ -345,10 +345,19 @@ static pyr_status step_layer(pyr_decode *d, int layer) {
  * What picks among lower tiers, or pages, and what may be taken back, is of all tokens at once. */
 enum { GROUP = 16 };
 
+/* Whether any layer of any sequence reads less than it holds, of whichever stage: all must come to
+ * the same groups, and `reading` knows of a stage's own layers alone. */
+static bool step_reads_less(const pyr_decode *d) {
+  for (int i = 0; i < d->count; i++)
+    for (int layer = 0; layer < d->caches[i]->layers; layer++)
+      if (d->caches[i]->states[layer].read.rows > 0) return true;
+  return false;
+}
+
 static int step_groups(const pyr_decode *d) {
   const pyr_ranks *line = d->f.model->line;
-  if (!line || d->each > 1 || d->trial || d->strides || d->reading.tokens > 0
-      || d->caches[0]->below) return 1;
+  if (!line || d->each > 1 || d->trial || d->strides || d->caches[0]->below || step_reads_less(d))
+    return 1;
   return (int)pyr_max(pyr_min(d->count / GROUP, 2 * pyr_ranks_size(line)), 1);
 }
 
@@ -591,6 +600,7 @@ static pyr_status verify_once(pyr_cache *cache, const int32_t *ids, int64_t n, f
   for (int64_t i = 0; i < n; i++) rows[i] = logits + i * vocab;
   pyr_cache_rows_changed(cache);
   pyr_cache_slide(cache);
+  if (pool->model->line && pool->model->slides) PYR_TRY(pyr_cache_level(cache));
   pyr_status s = step_whole(&d, ids, logits ? rows : NULL, false, &host);
   if (s != PYR_OK) pyr_trial_end(cache);
   pyr_release(rt, host.block, host.used);
