@@ -314,8 +314,11 @@ static pyr_status run_pass(pyr_pass *p) {
     status = pyr_stage_receive(model, p->f.x, p->f.pos, p->n, &n);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
     if (pyr_model_has(model, layer)) status = probe_layer(p, layer);
-  if (agreed) status = pyr_stage_send(model, status, p->f.x, p->f.pos, p->n);
-  if (status == PYR_OK) cache->computed += p->n * cache->layers;
+  if (agreed) {
+    status = pyr_stage_settle(model, status);
+    status = pyr_stage_send(model, status, p->f.x, p->f.pos, p->n);
+  }
+  if (status == PYR_OK) cache->computed += p->n * model->own.count;   /* a prefill sums stages' */
   be->release(be, block.block, block.used);
   pyr_release(cache->pool->rt, host.block, host.used);
   return status;
@@ -359,6 +362,7 @@ pyr_status pyr_cache_probe(pyr_cache *cache, const int32_t *ids, int64_t n,
   const pyr_model *model = cache->pool->model;
   pyr_score alone = { 1, { *track } };
   pyr_probed *before;
+  int64_t computed = cache->computed;
   int depth;
   const char *fault = pyr_score_check(&alone, &depth);
   PYR_TRY(pyr_runtime_here(rt));
@@ -382,6 +386,7 @@ pyr_status pyr_cache_probe(pyr_cache *cache, const int32_t *ids, int64_t n,
   status = pyr_ranks_agree(rt, status);
   if (status == PYR_OK) status = run_pass(&p);
   status = pyr_ranks_end(rt, status);
+  cache->computed = computed + (status == PYR_OK ? p.total : 0);
   return begun ? end_numbers(cache, before, status) : status;
 }
 
