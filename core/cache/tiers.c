@@ -18,6 +18,7 @@
  *
  * Lists of rows are the host's: the operation that moves rows is the processor's. */
 #include "cache/tiers.h"
+#include "model/model.h"
 #include "base/arena.h"
 #include "base/rowbits.h"
 #include "ranks/ranks.h"
@@ -337,11 +338,16 @@ static pyr_status sink_lanes(pyr_cache *cache, pyr_cache *from, pyr_cache *to, i
   return PYR_OK;
 }
 
+/* Those that have rows: of a stage those of its layers. */
+static int64_t own_lanes(const pyr_cache *cache) {
+  return (int64_t)cache->pool->model->own.count * cache->heads;
+}
+
 /* Tier by tier. Of 90 lanes, 1 MB wanted and rows that take 260 bytes here and 140 below: 120 a
  * row, 1,000,000 / 120 / 90 = 92 rows of each lane and some, in whole pages 96. What the lanes of a
  * layer give is equal, so that those that were equally long stay so. */
 static pyr_status sink_tiers(pyr_cache *cache, size_t wanted, const pyr_measure *before) {
-  int64_t lanes = pyr_cache_lane_count(cache);
+  int64_t lanes = own_lanes(cache);
   size_t freed = 0;
   for (pyr_cache *from = cache; from && freed < wanted; from = from->below) {
     pyr_cache *to = cheaper(from);
@@ -362,7 +368,7 @@ static pyr_status sink_tiers(pyr_cache *cache, size_t wanted, const pyr_measure 
 static size_t bytes_of_rows(const pyr_cache *cache, int64_t rows) {
   size_t page = cache->pool->page_bytes[PYR_PAGE_PLAIN] + PYR_PAGE_BESIDE
       + PYR_PAGE_ROWS * 2 * sizeof(int32_t);
-  return (size_t)pyr_cache_lane_count(cache) * (size_t)(rows / PYR_PAGE_ROWS + 1) * page;
+  return (size_t)own_lanes(cache) * (size_t)(rows / PYR_PAGE_ROWS + 1) * page;
 }
 
 /* A snapshot shares all pages, so that whatever fails here leaves the rows as they were. Of several

@@ -1095,37 +1095,43 @@ static pyr_status make_ready(pyr_model *model) {
   return status;
 }
 
-/* Two numbers of each rank: the weights' fingerprint, which is of the whole file on all of them, as
- * each has looked at every tensor; and one of the shape and of the dtypes that q and o have in each
- * layer, of which one rank may have been told to convert them.
+/* Three numbers of each rank: the weights' fingerprint, which is of the whole file on all of them,
+ * as each has looked at every tensor; one of the shape; and one of the dtypes that q and o have in
+ * each layer that is its own, of which one rank may have been told to convert them.
  *
  * All ranks come here, with whatever went wrong before, as a rank that fails alone would leave the
  * others waiting. Weights are those of one model where all fingerprints are equal, and their parts
  * fit together where all have the same configuration and were bound in the same dtypes. */
 static pyr_status compare_ranks(pyr_model *model, pyr_status status) {
-  int64_t mine[2] = { (int64_t)model->print, 0 }, all[2 * PYR_RANKS_MAX];
+  enum { NUMBERS = 3 };
+  int64_t mine[NUMBERS] = { (int64_t)model->print }, all[NUMBERS * PYR_RANKS_MAX];
+  int team = pyr_ranks_size(model->ranks);     /* whose layers are the same: ranks lie by teams */
   const pyr_model_config *c = &model->whole;
   const int32_t numbers[] = { c->layers, c->heads, c->kv_heads, c->head_dim, c->width, c->ff,
                               c->vocab, c->context, c->rope_dims, c->experts, c->expert_ff,
                               c->shared_ff };
-  uint64_t print = pyr_fnv(PYR_FNV_START, numbers, sizeof numbers);
-  for (int layer = 0; layer < c->layers && !model->line; layer++) {
+  uint64_t print = PYR_FNV_START;
+  for (int layer = 0; layer < c->layers; layer++) {
+    if (!pyr_model_has(model, layer)) continue;
     const int32_t dtypes[2] = { model->layers[layer].q.dtype, model->layers[layer].o.dtype };
     print = pyr_fnv(print, dtypes, sizeof dtypes);
   }
-  mine[1] = (int64_t)pyr_fnv_mix(print);
+  mine[1] = (int64_t)pyr_fnv_mix(pyr_fnv(PYR_FNV_START, numbers, sizeof numbers));
+  mine[2] = (int64_t)pyr_fnv_mix(print);
   pyr_ranks_begin(model->rt);
   status = pyr_ranks_agree(model->rt, status);
   pyr_ranks *ranks = pyr_runtime_ranks(model->rt);
-  if (status == PYR_OK) status = pyr_ranks_tell(ranks, mine, 2, all);
+  if (status == PYR_OK) status = pyr_ranks_tell(ranks, mine, NUMBERS, all);
   for (int i = 1; i < pyr_ranks_size(ranks) && status == PYR_OK; i++) {
-    if (all[2 * i] != all[0])
+    int first = i / team * team;
+    if (all[NUMBERS * i] != all[0])
       status = pyr_runtime_set_error(model->rt, PYR_FORMAT, "ranks: rank %d has other weights than "
                                      "rank 0: is its model file another one?", i);
-    else if (all[2 * i + 1] != all[1])
+    else if (all[NUMBERS * i + 1] != all[1]
+             || all[NUMBERS * i + 2] != all[NUMBERS * first + 2])
       status = pyr_runtime_set_error(model->rt, PYR_FORMAT, "ranks: rank %d has another "
-                                     "configuration, or its weights in other dtypes, than rank 0",
-                                     i);
+                                     "configuration, or its weights in other dtypes, than rank "
+                                     "%d", i, first);
   }
   return pyr_ranks_end(model->rt, status);
 }
