@@ -326,7 +326,8 @@ static int cache_read_ids(lua_State *L) { return read_prompt(L, false); }
 static int cache_read_embeddings(lua_State *L) { return read_prompt(L, true); }
 
 /* core.read_together(caches, prompts) -> the last logits of the first so many that were read; which
- * are none, where they are to be read one by one, and fewer than all where one fails. */
+ * are none, where they are to be read one by one, and fewer than all where one fails: then message
+ * and code follow. */
 static int core_read_together(lua_State *L) {
   luaL_checktype(L, 1, LUA_TTABLE);
   luaL_checktype(L, 2, LUA_TTABLE);
@@ -365,10 +366,14 @@ static int core_read_together(lua_State *L) {
   }
   lua_State *outer = pyr_lua_enter(L);
   for (lua_Integer i = 0; i < count; i++) boxes[i]->busy = true;
-  (void)pyr_prefill_flight(caches, ids, lengths, (int)count, logits, &done);
+  pyr_status status = pyr_prefill_flight(caches, ids, lengths, (int)count, logits, &done);
   for (lua_Integer i = 0; i < count; i++) boxes[i]->busy = false;
   pyr_lua_leave(L, outer);
-  return push_rows_of_logits(L, buffer, done, vocab);
+  (void)push_rows_of_logits(L, buffer, done, vocab);
+  if (status == PYR_OK) return 1;
+  (void)pyr_lua_fail(L, pyr_model_runtime(pyr_cache_model(caches[0])), status);
+  lua_remove(L, -3);                                     /* its nil: the read ones are there */
+  return 3;
 }
 
 static int core_embed(lua_State *L) {

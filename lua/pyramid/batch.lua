@@ -143,7 +143,7 @@ local function first_pick(self, entry)
 end
 
 -- Prompts that stages of a pipeline read at the same time. What fails is read again by itself,
--- which says why.
+-- which says why; but where the link is broken, or somebody has cancelled, nothing is.
 local function read_together(self)
   local waiting, handles, prompts = {}, {}, {}
   for _, entry in ipairs(self.entries) do
@@ -152,8 +152,11 @@ local function read_together(self)
       prompts[#prompts + 1] = entry.prompt
     end
   end
-  if #waiting < 2 then return end
-  for i, logits in ipairs(core.read_together(handles, prompts)) do waiting[i].fresh = logits end
+  if #waiting < 2 then return true end
+  local read, message, code = core.read_together(handles, prompts)
+  for i, logits in ipairs(read) do waiting[i].fresh = logits end
+  if code == "cancelled" or code == "device" then return nil, message, code end
+  return true
 end
 
 ---One step of every sequence. On failure of a prompt or of the step, the sequences are as before;
@@ -183,7 +186,10 @@ function Batch:step()
         entry.sampler or false
     end
   end
-  if self.model:ranks().size > 1 and not self.telling.store then read_together(self) end
+  if self.model:ranks().size > 1 and not self.telling.store then
+    local read, message, code = read_together(self)
+    if not read then return nil, message, code end
+  end
   for index, entry in ipairs(self.entries) do
     if not entry.read and not entry.fresh then
       local logits, message, code = entry.handle:prefill(entry.prompt)
