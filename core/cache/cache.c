@@ -878,7 +878,7 @@ int64_t pyr_cache_evicted(const pyr_cache *cache) {
  * with copies the lowest rank that has one tells.
  *
  * Which lane of this rank's a head of the whole model is, -1: another's; and who tells of it. */
-static int own_lane(const pyr_model *model, int head, int *teller) {
+int pyr_cache_own_lane(const pyr_model *model, int head, int *teller) {
   *teller = 0;
   if (!model->ranks) return head;
   for (int r = pyr_ranks_size(model->ranks) - 1; r >= 0; r--) {
@@ -895,7 +895,7 @@ int64_t pyr_cache_rows(const pyr_cache *cache, int layer, int head) {
   const pyr_model *model = cache->pool->model;
   int teller;
   if (layer < 0 || layer >= cache->layers || head < 0 || head >= model->whole.kv_heads) return -1;
-  int own = own_lane(model, head, &teller);
+  int own = pyr_cache_own_lane(model, head, &teller);
   int64_t rows = own < 0 ? 0 : pyr_cache_lane_rows(cache, (int64_t)layer * cache->heads + own),
       all[PYR_RANKS_MAX];
   pyr_status status = PYR_OK;
@@ -988,7 +988,7 @@ pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head, int3
   int teller;
   if (!(model->ranks || model->line) || layer < 0 || layer >= cache->layers || head < 0
       || head >= model->whole.kv_heads) return pyr_lane_positions(cache, layer, head, out);
-  int own = own_lane(model, head, &teller), rank = pyr_ranks_rank(model->ranks);
+  int own = pyr_cache_own_lane(model, head, &teller), rank = pyr_ranks_rank(model->ranks);
   int64_t rows = own >= 0 ? pyr_cache_lane(cache, layer, own)->rows : 0, all[PYR_RANKS_MAX];
   bool has = pyr_model_has(model, layer);
   pyr_status status = PYR_OK;

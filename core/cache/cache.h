@@ -177,6 +177,9 @@ static inline bool pyr_trigger_tracks_max(const pyr_trigger *trigger) {
 pyr_status pyr_lane_positions(const pyr_cache *cache, int layer, int head, int32_t *out);
 pyr_lane_view pyr_lane_get_view(const pyr_lane *lane);
 int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer);   /* of its longest lane */
+/* Which of this rank's lanes a K/V head of the whole model is, -1: none; *teller: the lowest rank
+ * of a team that has it. */
+int pyr_cache_own_lane(const pyr_model *model, int head, int *teller);
 bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer);      /* whether all are as long */
 int64_t pyr_cache_longest(const pyr_cache *cache);   /* rows of the longest lane, in any tier */
 bool pyr_cache_lies_below(const pyr_cache *cache, int layer);   /* whether lower tiers hold rows */

@@ -377,14 +377,9 @@ static pyr_status save_whole(pyr_stream *s, const pyr_cache *hot, const pyr_cach
 /* Which rank of all tells of a head's lane in a layer: the lowest of that stage's team that has it.
  * Which lane of this one's it is, -1: it has none. */
 static int teller_of(const pyr_model *model, int layer, int head, int *own) {
-  int member = 0;
-  while (model->ranks
-         && head >= model->parts[member].lanes.first + model->parts[member].lanes.count) member++;
-  pyr_slice lanes = model->ranks ? pyr_model_part(model)->lanes
-      : (pyr_slice){ 0, model->config.kv_heads };
-  bool have = pyr_model_has(model, layer) && head >= lanes.first
-      && head < lanes.first + lanes.count;
-  *own = have ? head - lanes.first : -1;
+  int member;
+  *own = pyr_cache_own_lane(model, head, &member);
+  if (!pyr_model_has(model, layer)) *own = -1;
   return pyr_model_stage_of(model, layer) * pyr_ranks_size(model->ranks) + member;
 }
 
@@ -424,7 +419,7 @@ static pyr_status save_ranked(pyr_stream *s, const pyr_cache *hot, const pyr_cac
     if (!bytes) status = pyr_nomem(s->rt, length, "saving a cache");
   }
   status = pyr_ranks_agree(s->rt, status);   /* whether there is room where they go */
-  if (status == PYR_OK) status = pyr_ranks_bring(ranks, teller, to.memory, length, bytes);
+  if (status == PYR_OK) status = pyr_ranks_pass(ranks, teller, 0, to.memory, length, bytes);
   if (status == PYR_OK && bytes) status = put(s, bytes, length);
   pyr_release(s->rt, bytes, length);
   pyr_release(s->rt, to.memory, to.room);

@@ -24,6 +24,10 @@
  * all rows stay until the last layer has read. Then the prompt is read once more, by passes that
  * leave no rows (probe.h), and the plans of all layers run together (evict_now.c).
  *
+ * Of several stages (stages.h) each walks its own layers: it receives x and pos of the one before,
+ * and sends what is left of them to the one behind (prefill_stage). Pieces of a prompt of which all
+ * rows stay follow each other so (prefill_stream), and prompts of several sequences (fly).
+ *
  * Failure. Plans are asked for before anything is touched; memory is reserved before anything is
  * computed. A failed prefill puts older rows back (undo.h), or drops its rows again where no
  * older row changes. */

@@ -1,4 +1,5 @@
-/* part.h — which part of a model a rank has.
+/* part.h — which part of a model a rank has: which of a stage's layers, where there are several
+ * stages, and what of each layer, where several ranks share one.
  *
  * A layer is cut so that two sums are all that its ranks must swap: q, k, v, gate and up by their
  * rows, o and down by the columns that read those. Of SmolLM2 (9 query heads over 3 K/V heads of

@@ -318,10 +318,6 @@ pyr_status pyr_ranks_spread(pyr_ranks *r, void *data, size_t bytes) {
   return pyr_ranks_gather_known(r, data, sizes, data);
 }
 
-pyr_status pyr_ranks_bring(pyr_ranks *r, int from, const void *data, size_t bytes, void *out) {
-  return pyr_ranks_pass(r, from, 0, data, bytes, out);
-}
-
 pyr_status pyr_ranks_pass(pyr_ranks *r, int from, int to, const void *data, size_t bytes,
                           void *out) {
   pyr_swap with[PYR_RANKS_MAX] = { 0 };

@@ -82,10 +82,6 @@ pyr_status pyr_ranks_most(pyr_ranks *r, int64_t *n);
 /* What rank 0 has goes to all. */
 pyr_status pyr_ranks_spread(pyr_ranks *r, void *data, size_t bytes);
 
-/* Data of the rank `from` goes to rank 0, to `out`; the others do nothing. All know how much it is.
- * */
-pyr_status pyr_ranks_bring(pyr_ranks *r, int from, const void *data, size_t bytes, void *out);
-
 /* Data of the rank `from` goes to the rank `to`, to `out`; the others do nothing. All know how much
  * it is. */
 pyr_status pyr_ranks_pass(pyr_ranks *r, int from, int to, const void *data, size_t bytes,
