@@ -66,6 +66,14 @@ local made = cli.must(plan.make(plan.shapes[what] and what or cli.need_model(wha
   prompt = args.prompt, generate = args.generate, policy = chosen, cache_dtype = args.cache_dtype,
   weights = args.weights, threads = args.threads, hardware = hardware }))
 
+-- What each rank takes, and how fast it is, is worked out of ranks that have a part of every layer.
+if made.stages then
+  for _, key in ipairs { "ranks", "fits", "largest_batch", "prompt_seconds", "step_seconds",
+    "step_rate", "rate" } do
+    made[key] = nil
+  end
+end
+
 if args.json then
   made.config = nil
   cli.json(made)
@@ -80,6 +88,10 @@ print(("%d sequences of %d + %d tokens, rows in %s: %s of %s a token"):format(ar
 if c.context and args.prompt + args.generate > c.context then
   print(("that is more than the model's context of %d"):format(c.context))
 end
+if made.stages then
+  print(("stages that take equal time: --ranks pipeline:%s"):format(table.concat(made.stages, "+")))
+  return
+end
 local rows = { { "rank", "heads", "K/V", "MLP", "weights", "rows", "reading", "scratch", "total",
   "sent a prompt", "a step" } }
 for _, r in ipairs(made.ranks) do
@@ -88,9 +100,6 @@ for _, r in ipairs(made.ranks) do
     cli.bytes(r.total), cli.bytes(r.prompt_sent), cli.bytes(r.step_sent) }
 end
 print(table.concat(picture.table(rows, ">"), "\n"))
-if made.stages then
-  print(("stages that take equal time: --ranks pipeline:%s"):format(table.concat(made.stages, "+")))
-end
 if made.fits ~= nil then
   print(("%s; the largest batch that does: %d"):format(
     made.fits and "it fits" or "it does not fit", made.largest_batch))
