@@ -24,6 +24,13 @@ size_t pyr_cache_line_bytes(const pyr_model *model) {
   return model->line ? (size_t)model->config.layers * sizeof(pyr_line_layer) : 0;
 }
 
+static int64_t longest_of(const pyr_cache *cache, int layer) {
+  int64_t rows = 0, first = (int64_t)layer * cache->heads;
+  for (int head = 0; head < cache->heads; head++)
+    rows = pyr_max(rows, pyr_cache_lane_rows(cache, first + head));
+  return rows + cache->states[layer].more;
+}
+
 /* Of 30 layers some 5 KB. They lie in the order of layers, as stages do. */
 pyr_status pyr_cache_line_sync(pyr_cache *cache) {
   const pyr_model *model = cache->pool->model;
@@ -34,7 +41,7 @@ pyr_status pyr_cache_line_sync(pyr_cache *cache) {
     bytes[stage] = (size_t)model->stages[stage].count * sizeof *all;
   for (int layer = 0; layer < cache->layers; layer++)
     if (pyr_model_has(model, layer))
-      all[layer] = (pyr_line_layer){ cache->states[layer], pyr_cache_layer_rows(cache, layer) };
+      all[layer] = (pyr_line_layer){ cache->states[layer], longest_of(cache, layer) };
   PYR_TRY(pyr_ranks_gather_known(model->line, all + model->own.first, bytes, all));
   for (int layer = 0; layer < cache->layers; layer++) {
     if (pyr_model_has(model, layer)) continue;
