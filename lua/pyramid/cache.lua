@@ -176,10 +176,11 @@ function cache.bytes_of_value(dtype)
   return ((k and k / 8 or plain) + (v and v / 8 or plain)) / 2
 end
 
-local PAGE_ROWS = 32                                     -- core/cache/pages.h
+local PAGE_ROWS, PAGE_BESIDE = 32, 48                    -- core/cache/pages.h
+local LANE_BESIDE, BLOCK_BESIDE = 256, 64                -- core/cache/cache.c
 
 ---Bytes of a lane of so many rows, in whole pages, with a position a row and, where attention is
----tracked, a number more.
+---tracked, a number more, and with what describes pages and lane.
 ---@param dtype string
 ---@param head_dim integer
 ---@param rows number
@@ -187,7 +188,9 @@ local PAGE_ROWS = 32                                     -- core/cache/pages.h
 ---@return number
 function cache.bytes_of_lane(dtype, head_dim, rows, tracked)
   local row = 2 * head_dim * assert(cache.bytes_of_value(dtype)) + (tracked and 8 or 4)
-  return math.ceil(rows / PAGE_ROWS) * PAGE_ROWS * row
+  if rows <= 0 then return 0 end
+  return math.ceil(rows / PAGE_ROWS) * (PAGE_ROWS * row + PAGE_BESIDE) + LANE_BESIDE
+    + (tracked and BLOCK_BESIDE or 0)
 end
 
 ---@class pyramid.CacheOptions

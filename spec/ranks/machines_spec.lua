@@ -192,7 +192,7 @@ describe("a process on another host", function()
     local seed = os.time()
     math.randomseed(seed)
     up()
-    for i = 1, tonumber(os.getenv "PYRAMID_KILLS") or 4 do
+    for i = 1, tonumber(os.getenv "PYRAMID_KILLS") or 2 do
       local processes = start("", 1, i % 2 == 0 and 1 or nil)
       local victim = math.random(0, 1)
       os.execute(("sleep %.3f; kill -9 %d"):format(math.random() * 0.5, processes[victim]))
