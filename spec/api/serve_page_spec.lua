@@ -143,10 +143,12 @@ describe("the page", function()
       .. "e.dispatchEvent(new Event('change', { bubbles: true })); }"):format(json.quote(id),
         json.quote(value)))
   end
-  -- The memory of the answer has been drawn once it was over.
+  -- The memory of the whole answer has been drawn: what is asked for next is no longer overtaken.
   local function drawn()
     done()
     page:wait "!document.getElementById('seen').hidden"
+    page:wait [[Number(document.getElementById('tile-tokens').textContent.replace(/\D/g, ""))
+      === fake.texts['chatcmpl-' + fake.requests.length].tokens.length]]
     page:wait "document.querySelectorAll('#tokens span').length"
   end
 
@@ -361,7 +363,6 @@ describe("the page", function()
     drawn()
     page:eval "document.getElementById('forgot').click(), 1"
     assert.equal("true", page:eval "document.getElementById('forgot').getAttribute('aria-pressed')")
-    -- what is shown may still be of the middle of the answer, until it has been asked for again
     page:wait [[document.querySelectorAll('#tokens .gone').length > 8
       && document.querySelectorAll('#tokens .gone').length
         === [...document.querySelectorAll("#gone b")].reduce((n, b) => {

@@ -4,9 +4,15 @@ local shell = require "spec.support.shell"
 
 local mpirun = {}
 
+-- Open MPI keeps files of its runs in one folder of the machine, which a run that ends removes under
+-- the hands of one that begins: each process of specs has its own.
+local folder = shell.folder()
+mpirun.leave = setmetatable({}, { __gc = function() shell.remove(folder) end })
+
 --- Root, and fewer processors than ranks, are fine here; Open MPI asks, other MPIs do not look.
 mpirun.environment = "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
   .. "OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe "
+  .. ("OMPI_MCA_orte_tmpdir_base=%s "):format(folder)
 
 local sanitized = (os.getenv "PYRAMID_CFLAGS" or ""):find "sanitize=address"
 --- How many times longer anything takes than in a plain build.

@@ -571,7 +571,7 @@ describe("pyramid compare", function()
     local out, err, status = run "d"
     assert.equal("", out)
     assert.matches("results%.jsonl, line 1: no JSON object\nIt is left as it is; give another "
-      .. "%-%-out DIR%.\n$", err)
+      .. "%-%-out%.\n$", err)
     assert.equal(1, status)
     assert.equal("mine\n", helper.read(folder .. "/d/results.jsonl"))
     helper.write(folder .. "/e", "")
