@@ -4,8 +4,8 @@ local shell = require "spec.support.shell"
 
 local mpirun = {}
 
--- Open MPI keeps files of its runs in one folder of the machine, which a run that ends removes under
--- the hands of one that begins: each process of specs has its own.
+-- Open MPI keeps files of its runs in one folder of the machine, which a run that ends takes from
+-- one that begins: each process of specs has its own.
 local folder = shell.folder()
 mpirun.leave = setmetatable({}, { __gc = function() shell.remove(folder) end })
 

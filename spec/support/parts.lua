@@ -18,8 +18,9 @@ local parts = {}
 -- The files that take longest begin first, so that none of them is left alone at the end; the times
 -- are those of a machine with two processors. Then come the others as they are sorted.
 parts.LONGEST = { "ranks/machines_spec", "tools/readme_spec", "core/device_spec",
-  "ops/attention_spec", "policies/matrix_spec", "tools/recall_spec", "tools/report_spec", "api/embedding_spec",
-  "api/serve_page_spec", "text/jinja_spec", "core/evict_spec", "api/hosts_spec" }
+  "ops/attention_spec", "policies/matrix_spec", "tools/recall_spec", "tools/report_spec",
+  "api/embedding_spec", "api/serve_page_spec", "text/jinja_spec", "core/evict_spec",
+  "api/hosts_spec" }
 
 -- What measures the time that passes, not what a process takes of it, wants the machine to itself:
 -- these run one by one, when all others have ended.
