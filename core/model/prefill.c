@@ -726,7 +726,7 @@ static pyr_status fly_memory(pyr_prefill *all, int count, pyr_arena *block) {
     PYR_TRY(prefill_begin(&all[i]));
     PYR_TRY(prefill_host(&all[i]));
     pyr_forward_layout(&all[i].f, &extent, &size);
-    most = pyr_max(most, size.used);       /* a short prompt of several tiers may need more */
+    if (size.used > most) most = size.used; /* a short prompt of several tiers may need more */
   }
   for (int i = 0; i < count; i++) PYR_TRY(prefill_scratch(&all[i]));
   block->block = be->alloc(be, most);
