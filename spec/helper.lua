@@ -66,6 +66,20 @@ function helper.decoders()
   return out
 end
 
+--- Models that have golden logits, one for each switch and family: folders of spec/fixtures.
+---@return string[]
+function helper.golden_models()
+  local out = {}
+  for _, kind in ipairs { "decoders", "families" } do
+    for name in lfs.dir(helper.fixture(kind)) do
+      local path = kind .. "/" .. name
+      if lfs.attributes(helper.fixture(path .. "/golden.json")) then out[#out + 1] = path end
+    end
+  end
+  table.sort(out)
+  return out
+end
+
 --- What opens a decoder of those: its folder, or the GGUF file in it.
 ---@param name string
 ---@return string

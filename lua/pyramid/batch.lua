@@ -152,7 +152,7 @@ local function read_together(self)
       prompts[#prompts + 1] = entry.prompt
     end
   end
-  if #waiting < 2 then return true end
+  if #waiting < 2 or self.model:ranks().size == 1 then return true end
   local read, message, code = core.read_together(handles, prompts)
   for i, logits in ipairs(read) do waiting[i].fresh = logits end
   if code == "cancelled" or code == "device" then return nil, message, code end
@@ -186,7 +186,7 @@ function Batch:step()
         entry.sampler or false
     end
   end
-  if self.model:ranks().size > 1 and not self.telling.store then
+  if not self.telling.store then
     local read, message, code = read_together(self)
     if not read then return nil, message, code end
   end

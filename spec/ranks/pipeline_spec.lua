@@ -1,16 +1,15 @@
 -- Stages that have layers of their own (docs/ranks.md, "A pipeline"), alone and with several ranks
 -- in each: the same logits, ids and rows as one process, whatever is saved by whom, what is
 -- refused, and what happens when one of them fails.
-local lfs = require "lfs"
-
-local files = require "pyramid.files"
 local helper = require "spec.helper"
+local mpirun = require "spec.support.mpirun"
 local random_model = require "pyramid.tools.random_model"
-local run = require "spec.support.ranks.run"
 local shell = require "spec.support.shell"
 
+local missing = mpirun.missing()
+
 local function ranked(name, test)
-  if run.missing then pending(name .. ": " .. run.missing) else it(name, test) end
+  if missing then pending(name .. ": " .. missing) else it(name, test) end
 end
 local scripts <const> = "spec/support/ranks/"
 local BOTH <const> = "pipeline:2,tensor:2"
@@ -32,7 +31,7 @@ teardown(function() shell.remove(folder) end)
 local function each(kind, n, ...)
   local out, err, status
   if n == 1 then out, err, status = shell.pyramid(...)
-  else out, err, status = run.mpirun(kind, n, ...) end
+  else out, err, status = mpirun.run_as(kind, n, ...) end
   assert.equal(0, status, out .. err)
   return out
 end
@@ -54,20 +53,11 @@ local function written(name, text)
 end
 
 describe("logits of every family", function()
-  local fixtures = {}
-  for _, kind in ipairs { "decoders", "families" } do
-    local parent = helper.fixture(kind)
-    for name in lfs.dir(parent) do
-      if files.exists(("%s/%s/golden.json"):format(parent, name)) then
-        fixtures[#fixtures + 1] = kind .. "/" .. name
-      end
-    end
-  end
-  table.sort(fixtures)
+  local fixtures = helper.golden_models()
 
   for kind, n in pairs { pipeline = 2, [BOTH] = 4 } do
     ranked("are the golden ones, and so are 200 greedy ids: " .. kind, function()
-      local out, err = run.mpirun(kind, n, scripts .. "families.lua", table.unpack(fixtures))
+      local out, err = mpirun.run_as(kind, n, scripts .. "families.lua", table.unpack(fixtures))
       for _, fixture in ipairs(fixtures) do
         assert.truthy(out:find(fixture .. "\tok\n", 1, true), out .. err)
       end
@@ -180,7 +170,7 @@ describe("stages", function()
   ranked("that do not fit the model or the run are refused in words", function()
     local script = written("fits", [[print(rank, select(2, open {}))]])
     local function said(kind, words)
-      local out, err = run.mpirun(kind, 2, script, folder .. "/2")
+      local out, err = mpirun.run_as(kind, 2, script, folder .. "/2")
       assert.truthy(out:find(words), out .. err)
     end
     said("pipeline:2+2", "the stages have 4 layers, the model 3")
@@ -322,7 +312,7 @@ describe("stages", function()
       local _, message, code = model:cache { trace = print }
       if rank == 0 then print(code, message) end
     ]])
-    local out, err = run.mpirun("pipeline:2+1", 2, script, folder .. "/2")
+    local out, err = mpirun.run_as("pipeline:2+1", 2, script, folder .. "/2")
     for bad = 0, 1 do
       assert.truthy(out:find(("%d\t2\t5 10 0 0\t10 20 0 0\n"):format(bad), 1, true), out .. err)
       assert.truthy(out:find(("%d\tpolicy\trank %d: policy picky"):format(bad, bad), 1, true),
@@ -346,7 +336,7 @@ describe("stages", function()
         end
       end
     ]])
-    local out, err = run.mpirun("pipeline", 2, script, folder .. "/2")
+    local out, err = mpirun.run_as("pipeline", 2, script, folder .. "/2")
     for short = 0, 1 do
       local _, lines = out:gsub(("%d\tnil\tbudget\trank %d: [^\n]*\t3\n"):format(short, short), "")
       assert.equal(3, lines, out .. err)
@@ -403,7 +393,7 @@ describe("stages", function()
         assert(cache:step(1))
       end
     ]])
-    local out, err = run.mpirun(BOTH, 4, script, folder .. "/2")
+    local out, err = mpirun.run_as(BOTH, 4, script, folder .. "/2")
     for bad = 0, 3 do
       for _, share in ipairs { "layer", "head", "pool" } do
         for _, words in ipairs { "batch\t%s\t%d\t2\t10 20 0 0\t",
@@ -415,7 +405,7 @@ describe("stages", function()
       assert.truthy(out:find(("evict\t%d\tnil\t8\tpolicy\trank %d: "):format(bad, bad)),
         out .. err)
     end
-    out, err = run.mpirun("tensor", 2, script, folder .. "/2")
+    out, err = mpirun.run_as("tensor", 2, script, folder .. "/2")
     for bad = 0, 1 do
       for _, share in ipairs { "layer", "head", "pool" } do
         local words = ("prefill\t%s\t%d\tnil\t0\tpolicy\trank %d: "):format(share, bad, bad)
@@ -464,7 +454,7 @@ describe("stages", function()
         if rank == 0 then print(bad, code, message, rows) end
       end
     ]])
-    local out, err = run.mpirun("pipeline:2+1", 2, script, folder .. "/2")
+    local out, err = mpirun.run_as("pipeline:2+1", 2, script, folder .. "/2")
     for bad = 1, 3 do
       assert.truthy(out:find(("%d\tpolicy\trank %d: policy picky, layer %d[^\n]*\t0\n"):format(bad,
         bad == 3 and 1 or 0, bad)), out .. err)
@@ -487,7 +477,8 @@ describe("stages", function()
     ]])
     for _, case in ipairs { { 0, 7 }, { 1, 1 }, { 1, 200 } } do
       local began = os.time()
-      local out, err, status = run.mpirun("pipeline", 2, script, folder .. "/2", case[1], case[2])
+      local out, err, status = mpirun.run_as("pipeline", 2, script, folder .. "/2", case[1],
+        case[2])
       assert.not_equal(0, status)
       assert.truthy(os.time() - began < 60)
       assert.truthy((out .. err):find("rank " .. case[1]) or (out .. err):find "process rank",

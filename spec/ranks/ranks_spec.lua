@@ -1,8 +1,6 @@
 -- Several processes that compute one model (docs/ranks.md), started by mpirun on this machine: the
 -- same logits, ids and rows as one process, whatever is saved by how many, and what happens when
 -- one of them is not as the others, or ends.
-local lfs = require "lfs"
-
 local files = require "pyramid.files"
 local helper = require "spec.helper"
 local policy = require("pyramid").policy
@@ -34,16 +32,7 @@ end)
 teardown(function() shell.remove(folder) end)
 
 describe("logits of every family", function()
-  local fixtures = {}
-  for _, kind in ipairs { "decoders", "families" } do
-    local parent = helper.fixture(kind)
-    for name in lfs.dir(parent) do
-      if files.exists(("%s/%s/golden.json"):format(parent, name)) then
-        fixtures[#fixtures + 1] = kind .. "/" .. name
-      end
-    end
-  end
-  table.sort(fixtures)
+  local fixtures = helper.golden_models()
 
   for _, n in ipairs { 2, 3 } do
     ranked(("are the golden ones, and so are 200 greedy ids: %d ranks"):format(n), function()

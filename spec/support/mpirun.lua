@@ -38,11 +38,14 @@ function mpirun.words(...)
   return table.concat(words, " ")
 end
 
---- Runs the program on n ranks. A wait that never ends is a failure, not a spec that never ends.
-function mpirun.run(n, ...)
-  local line = "%s RANKS=tensor timeout %d mpirun -n %d %s </dev/null"
-  return shell.run(line:format(mpirun.environment, 300 * mpirun.slow, n,
+--- Runs the program on n ranks of a kind, which scripts find in RANKS. A wait that never ends is a
+--- failure, not a spec that never ends.
+function mpirun.run_as(kind, n, ...)
+  local line = "%s RANKS=%s timeout %d mpirun -n %d %s </dev/null"
+  return shell.run(line:format(mpirun.environment, kind, 300 * mpirun.slow, n,
     mpirun.words(shell.program, ...)))
 end
+
+function mpirun.run(n, ...) return mpirun.run_as("tensor", n, ...) end
 
 return mpirun
