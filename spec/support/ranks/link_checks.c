@@ -32,13 +32,15 @@ static double now(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Without MPI_Finalize, which others may not come to. */
-static void leave(const char *what, const char *more) {
+static int say(const char *what, const char *more) {
   int ok = strcmp(what, "ok") == 0;
   printf("rank %d: %s%s\n", run.rank, what, ok ? "" : more);
   fflush(stdout);
-  _exit(!ok);
+  return !ok;
 }
+
+/* Without MPI_Finalize, which others may not come to. */
+static void leave(const char *what, const char *more) { _exit(say(what, more)); }
 
 static int option(int fd, int level, int name) {
   int value = 0;
@@ -84,9 +86,9 @@ static void delivered(void) {
     usleep(2500000);
     leave(swap("s..") == 0 ? "ok" : "cannot send: ", why);
   }
-  int failed = swap(".rr");
-  kill(getppid(), SIGCONT);
-  leave(failed ? "did not wait: " : "ok", why);
+  int failed = say(swap(".rr") ? "did not wait: " : "ok", why);
+  kill(getppid(), SIGCONT);              /* which may end this process at once */
+  _exit(failed);
 }
 
 static void blink(void) {
